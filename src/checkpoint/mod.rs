@@ -1,0 +1,2 @@
+//! Plans, commits, state and blobs of one pipeline, on object storage.
+pub mod record;

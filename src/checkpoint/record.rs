@@ -1,0 +1,88 @@
+//! What the checkpoint says of a batch: the plan before anything is written, the commit after everything is.
+//!
+//! Both are JSON with a checksum (see `checkpoint::frame`). Event times and clocks are µs since 1970, UTC.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::connector::{InsertReport, Ranges};
+
+/// Fixes everything that the result of batch `number` depends on, so that a restart replays exactly this.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub number: u64,
+    pub epoch: u64,
+    /// What `now()` is in this batch.
+    pub planned_at: i64,
+    /// By source table.
+    pub sources: BTreeMap<String, SourcePlan>,
+    /// Hash of the program's text, which is kept as a blob `program/<hash>`.
+    pub program: String,
+    /// Dimension table → hash of its rows, kept as a blob `dimension/<hash>`.
+    pub dimensions: BTreeMap<String, String>,
+    /// `target_partitions` of the queries.
+    pub partitions: usize,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourcePlan {
+    pub ranges: Ranges,
+    pub idle: BTreeSet<i32>,
+    pub lost: u64,
+}
+
+/// Batch `number` exists from the moment this record does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Commit {
+    pub number: u64,
+    pub epoch: u64,
+    pub planned_at: i64,
+    pub program: String,
+    pub sources: BTreeMap<String, SourceCommit>,
+    /// By position of the INSERT.
+    pub inserts: BTreeMap<usize, InsertCommit>,
+    /// By windowed view.
+    pub views: BTreeMap<String, ViewAccount>,
+    /// Parquet files of this batch: table → paths relative to its location.
+    pub files: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceCommit {
+    pub ranges: Ranges,
+    /// Over all partitions: µs; `None` before the first.
+    pub watermark: Option<i64>,
+    pub partitions: BTreeMap<i32, PartitionCommit>,
+}
+
+/// Per partition: fetched = decoded + undecodable; decoded + undecodable = passed to SQL + refused by a query.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartitionCommit {
+    /// Highest event time so far that could move the watermark.
+    pub max_event_time: Option<i64>,
+    pub idle: bool,
+    pub fetched: u64,
+    pub decoded: u64,
+    pub undecodable: u64,
+    pub refused_by_query: u64,
+    pub lost: u64,
+}
+
+/// produced = written + conflict + refused.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct InsertCommit {
+    pub table: String,
+    pub produced: u64,
+    #[serde(flatten)]
+    pub report: InsertReport,
+    pub hash: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ViewAccount {
+    /// Pairs of (input row, window that was closed before it came).
+    pub late: u64,
+    /// Rows too far ahead of the clock to be believed.
+    pub ahead: u64,
+}

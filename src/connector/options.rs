@@ -1,0 +1,127 @@
+//! Reading a table's `OPTIONS (…)` and LOCATION: typed, complete (a key nobody knows is an error), without secrets in messages.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::TableDefinition;
+use crate::{Error, Result};
+
+/// Options that belong to the engine, whatever the connector.
+pub const ENGINE_OPTIONS: &[&str] =
+    &["role", "delivery", "refresh", "watermark.column", "watermark.delay", "watermark.idle", "watermark.max_ahead"];
+
+/// Reads each option once; [`OptionReader::finish`] refuses what was not asked for.
+pub struct OptionReader<'t> {
+    table: &'t TableDefinition,
+    known: BTreeSet<String>,
+}
+
+impl<'t> OptionReader<'t> {
+    pub fn new(table: &'t TableDefinition) -> Self {
+        Self { table, known: ENGINE_OPTIONS.iter().map(|k| (*k).to_string()).collect() }
+    }
+
+    pub fn text(&mut self, key: &str) -> Option<&'t str> {
+        self.known.insert(key.to_string());
+        self.table.options.get(key).map(String::as_str)
+    }
+
+    /// # Errors
+    /// The option is missing or empty.
+    pub fn required(&mut self, key: &str, example: &str) -> Result<&'t str> {
+        match self.text(key) {
+            Some(value) if !value.is_empty() => Ok(value),
+            _ => Err(self.error(key, "is missing or empty").hint(format!("add OPTIONS ('{key}' '{example}')"))),
+        }
+    }
+
+    /// One of a fixed list of words, compared without case.
+    pub fn word(&mut self, key: &str, allowed: &[&'static str], default: &'static str) -> Result<&'static str> {
+        let Some(value) = self.text(key) else { return Ok(default) };
+        match allowed.iter().find(|w| w.eq_ignore_ascii_case(value)) {
+            Some(word) => Ok(word),
+            None => Err(self.error(key, &format!("is {value:?}, not one of {}", allowed.join(", ")))),
+        }
+    }
+
+    pub fn duration(&mut self, key: &str, default: Duration) -> Result<Duration> {
+        let Some(value) = self.text(key) else { return Ok(default) };
+        duration(value).ok_or_else(|| self.error(key, &format!("is {value:?}, not a duration such as '30 seconds'")))
+    }
+
+    pub fn number(&mut self, key: &str, default: u64) -> Result<u64> {
+        let Some(value) = self.text(key) else { return Ok(default) };
+        value.replace('_', "").parse().map_err(|_| self.error(key, &format!("is {value:?}, not a whole number")))
+    }
+
+    /// Every option below a prefix (`kafka.`), without it.
+    pub fn below(&mut self, prefix: &str) -> Vec<(String, String)> {
+        let below = self.table.options.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found: Vec<_> = below.map(|(key, value)| (key[prefix.len()..].to_string(), value.clone())).collect();
+        self.known.extend(found.iter().map(|(key, _)| format!("{prefix}{key}")));
+        found
+    }
+
+    /// # Errors
+    /// An option that nobody asked for.
+    pub fn finish(self) -> Result<()> {
+        let Some(key) = self.table.options.keys().find(|k| !self.known.contains(*k)) else { return Ok(()) };
+        let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
+        Err(self.error(key, "is not an option of this table").hint(format!("it has: {}", known.join(", "))))
+    }
+
+    /// An error about one option of this table.
+    pub fn error(&self, key: &str, what: &str) -> Error {
+        Error::user(format!("option '{key}' of table {} {what}", self.table.name)).at(self.table.place.clone())
+    }
+}
+
+/// "500ms", "5s", "5 seconds", "1 minute", "2 hours": what humantime reads, and nothing without a unit.
+pub fn duration(text: &str) -> Option<Duration> {
+    humantime::parse_duration(text.trim()).ok()
+}
+
+/// An address fit to be printed: the password of a URL and the values of secret-looking parameters become `***`.
+pub fn redact(address: &str) -> String {
+    let mut text = address.to_string();
+    if let Some(scheme) = text.find("://") {
+        let rest = scheme + 3;
+        let authority_end = text[rest..].find(['/', '?', '#']).map_or(text.len(), |i| rest + i);
+        if let Some(at) = text[rest..authority_end].rfind('@').map(|i| rest + i)
+            && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
+        {
+            text.replace_range(colon + 1..at, "***");
+        }
+    }
+    for secret in ["password=", "secret=", "token=", "key="] {
+        let mut from = 0;
+        while let Some(found) = text[from..].to_ascii_lowercase().find(secret) {
+            let begin = from + found + secret.len();
+            let end = text[begin..].find(['&', ' ', ';']).map_or(text.len(), |i| begin + i);
+            text.replace_range(begin..end, "***");
+            from = begin + 3;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_printed() {
+        assert_eq!(redact("postgres://me:s3cret@host:5432/db?sslmode=require"), "postgres://me:***@host:5432/db?sslmode=require");
+        assert_eq!(redact("postgres://me:a@b:c@host/db"), "postgres://me:***@host/db");
+        assert_eq!(redact("host=h password=abc dbname=x"), "host=h password=*** dbname=x");
+        assert_eq!(redact("postgres://host/db?user=u&password=p"), "postgres://host/db?user=u&password=***");
+        assert_eq!(redact("127.0.0.1:9092"), "127.0.0.1:9092");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("5 seconds"), Some(Duration::from_secs(5)));
+        assert_eq!(duration("100ms"), Some(Duration::from_millis(100)));
+        assert_eq!(duration("5"), None);
+    }
+}

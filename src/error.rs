@@ -1,0 +1,171 @@
+//! One error type: what failed, where, why, whose fault it is, and what to do next.
+//!
+//! ```text
+//! error: could not write 5,000 rows to table "db.user_events"
+//!   where: batch 1207, topic "user_events", partition 3, offsets 48210..53210
+//!   cause: connection reset by peer
+//! hint: nothing was committed; check `status` if it persists
+//! ```
+//!
+//! `message` is lower case, factual, without a final stop. Nothing in an error may hold a secret: connectors name
+//! addresses through [`crate::connector::redact`].
+
+use std::fmt;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whose fault an error is; decides the log level and what the caller may do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The user's SQL, option, flag or file. Trying again gives the same answer.
+    User,
+    /// A server, disk or network. Trying again may help if [`Error::retryable`].
+    External,
+    /// A defect of ours.
+    Internal,
+}
+
+/// See the module's documentation. Cheap to move (one pointer).
+#[derive(Debug)]
+pub struct Error(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    fault: Fault,
+    retry: bool,
+    message: String,
+    /// file:line:column, the line and a caret, already laid out; empty where there is none.
+    snippet: String,
+    location: Option<String>,
+    cause: Option<String>,
+    hint: Option<String>,
+    /// Further errors of the same run, each shown whole.
+    more: Vec<Error>,
+}
+
+impl Error {
+    fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self(Box::new(Parts {
+            fault,
+            retry: false,
+            message: message.into(),
+            snippet: String::new(),
+            location: None,
+            cause: None,
+            hint: None,
+            more: vec![],
+        }))
+    }
+
+    pub fn user(message: impl Into<String>) -> Self {
+        Self::new(Fault::User, message)
+    }
+
+    pub fn external(message: impl Into<String>) -> Self {
+        Self::new(Fault::External, message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Fault::Internal, message)
+    }
+
+    /// All of them as one; `None` if there are none.
+    pub fn all(mut errors: Vec<Error>) -> Option<Self> {
+        if errors.is_empty() {
+            return None;
+        }
+        let mut first = errors.remove(0);
+        first.0.more.append(&mut errors);
+        Some(first)
+    }
+
+    /// Marks the error as one that may pass by itself (a lost connection, a time-out, a full queue).
+    pub fn retryable(mut self) -> Self {
+        self.0.retry = true;
+        self
+    }
+
+    /// Where in the data or the system: batch, topic, partition, offsets, table.
+    pub fn at(mut self, location: impl Into<String>) -> Self {
+        self.0.location = Some(location.into());
+        self
+    }
+
+    pub fn cause(mut self, cause: impl fmt::Display) -> Self {
+        self.0.cause = Some(cause.to_string());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// A place in the user's files, laid out (see `sql::text`).
+    pub fn snippet(mut self, snippet: impl Into<String>) -> Self {
+        self.0.snippet = snippet.into();
+        self
+    }
+
+    pub fn fault(&self) -> Fault {
+        self.0.fault
+    }
+
+    pub fn is_retryable(&self) -> bool {
+        self.0.retry
+    }
+
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    pub fn has_snippet(&self) -> bool {
+        !self.0.snippet.is_empty()
+    }
+
+    /// Message and cause on one line, for a log field or a dead letter.
+    pub fn line(&self) -> String {
+        match &self.0.cause {
+            Some(cause) => format!("{}: {cause}", self.0.message),
+            None => self.0.message.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let parts = &self.0;
+        write!(f, "{}", parts.message)?;
+        if !parts.snippet.is_empty() {
+            write!(f, "\n{}", parts.snippet.trim_end())?;
+        }
+        if let Some(location) = &parts.location {
+            write!(f, "\n  where: {location}")?;
+        }
+        if let Some(cause) = &parts.cause {
+            write!(f, "\n  cause: {cause}")?;
+        }
+        if let Some(hint) = &parts.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        for error in &parts.more {
+            write!(f, "\n\nerror: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An error of Arrow or DataFusion that reached a place where no part of the user's SQL can be named.
+impl From<datafusion::error::DataFusionError> for Error {
+    fn from(error: datafusion::error::DataFusionError) -> Self {
+        Self::internal("a query of the engine failed").cause(error.strip_backtrace())
+    }
+}
+
+impl From<arrow::error::ArrowError> for Error {
+    fn from(error: arrow::error::ArrowError) -> Self {
+        Self::internal("an Arrow operation failed").cause(error)
+    }
+}

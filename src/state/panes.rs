@@ -1,0 +1,377 @@
+//! The panes of one or more windowed views, as DataFusion's own partial aggregates.
+//!
+//! ```text
+//! rows of a batch ─▶ input ─▶ not late, not ahead ─▶ AggregateExec(Partial) ─▶ Delta: states by pane
+//!   panes + delta ─▶ windows that changed or closed ─▶ AggregateExec(Final) ─▶ rows of the view
+//!   delta ─▶ apply: appended to each pane's list; a long list is merged by AggregateExec(PartialReduce)
+//! ```
+//!
+//! Like an LSM tree: the large state is never rewritten for a small batch. A batch only reads the store until its rows
+//! are all known to be good; then [`PaneStore::apply`] makes its delta part of the state. Everything is ordered (panes
+//! by time, states by batch), and compaction depends only on the length of a list, so a replay gives the same bytes.
+//!
+//! DataFusion hands out slices of one large buffer; what is kept here is copied first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt32Array};
+use arrow::compute::{cast, filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Int64Type, TimestampMicrosecondType};
+use datafusion::common::ScalarValue;
+use datafusion::common::hash_utils::{RandomState, create_hashes};
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::error::Result;
+use datafusion::execution::SessionState;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::{ExecutionPlan, collect};
+
+use crate::sql::functions::timestamp_type;
+use crate::sql::windowed::{PaneDefinition, Rows, View};
+
+/// What time it is in a batch, in event time and by the clock; µs. `i64::MIN` where there is no watermark yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Late is judged against this one …
+    pub before: i64,
+    /// … closing against this one.
+    pub after: i64,
+    /// Rows later than this enter no window.
+    pub ahead_limit: i64,
+}
+
+/// Partial aggregates of one batch, in the order they were made.
+#[derive(Debug, Clone, Default)]
+pub struct Delta {
+    pub panes: Vec<(i64, States)>,
+    /// Pairs of row and window that was closed before the row came, by size of the window (µs).
+    pub late: BTreeMap<i64, u64>,
+    pub ahead: u64,
+}
+
+/// Partial aggregates of one pane, with a hash of the key of each row.
+#[derive(Debug, Clone)]
+pub struct States {
+    pub rows: RecordBatch,
+    keys: Arc<[u64]>,
+}
+
+#[derive(Debug)]
+pub struct PaneStore {
+    definition: Arc<PaneDefinition>,
+    /// Start of the pane (µs) → states, oldest first.
+    panes: BTreeMap<i64, Vec<States>>,
+    /// Length of a list at which it is merged into one.
+    compact_at: usize,
+}
+
+impl PaneStore {
+    pub fn new(definition: Arc<PaneDefinition>, compact_at: usize) -> Self {
+        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2) }
+    }
+
+    pub fn definition(&self) -> &Arc<PaneDefinition> {
+        &self.definition
+    }
+
+    pub fn panes(&self) -> &BTreeMap<i64, Vec<States>> {
+        &self.panes
+    }
+
+    /// Bytes held by the states.
+    pub fn bytes(&self) -> usize {
+        self.panes.values().flatten().map(|s| s.rows.get_array_memory_size() + 8 * s.keys.len()).sum()
+    }
+
+    /// The end of the last window that has a row; `None` without any.
+    pub fn end(&self) -> Option<i64> {
+        self.panes.keys().next_back().map(|pane| pane.saturating_add(self.definition.size_max))
+    }
+
+    /// Partial aggregates of the rows that are now pinned below the view; nothing in the store changes.
+    pub async fn delta(&self, state: &SessionState, bounds: Bounds, params: Params) -> Result<Delta> {
+        let input = self.definition.input.clone().with_param_values(params)?;
+        let input = state.query_planner().create_physical_plan(&input, state).await?;
+        let rows = collect(input, state.task_ctx()).await?;
+        let mut delta = Delta::default();
+        let mut kept = Vec::with_capacity(rows.len());
+        for batch in rows {
+            kept.extend(self.admit(batch, bounds, &mut delta)?);
+        }
+        if kept.is_empty() {
+            return Ok(delta);
+        }
+        let schema = kept[0].schema();
+        let source = MemorySourceConfig::try_new_exec(&[kept], schema, None)?;
+        let states = collect(self.aggregate(AggregateMode::Partial, source, state)?, state.task_ctx()).await?;
+        delta.panes = self.by_pane(&states)?;
+        Ok(delta)
+    }
+
+    /// Counts late and ahead rows; keeps the rows that still have an open window.
+    fn admit(&self, batch: RecordBatch, bounds: Bounds, delta: &mut Delta) -> Result<Option<RecordBatch>> {
+        let definition = &self.definition;
+        let starts = micros(batch.column(definition.input_start))?;
+        let times = micros(batch.column(definition.input_time))?;
+        let (starts, times) = (starts.as_primitive::<Int64Type>(), times.as_primitive::<Int64Type>());
+        let oldest = starts.values().iter().min().copied().unwrap_or(i64::MAX);
+        let newest = times.values().iter().max().copied().unwrap_or(i64::MIN);
+        let all_in_time = oldest.saturating_add(definition.slide) > bounds.before && newest <= bounds.ahead_limit;
+        if all_in_time {
+            return Ok((batch.num_rows() > 0).then_some(batch));
+        }
+        let mut keep = Vec::with_capacity(batch.num_rows());
+        for (start, time) in starts.values().iter().zip(times.values()) {
+            let ahead = *time > bounds.ahead_limit;
+            delta.ahead += u64::from(ahead);
+            if !ahead {
+                for (size, late) in &mut delta.late {
+                    *late += missed(*start, definition.slide, *size, bounds.before);
+                }
+            }
+            keep.push(!ahead && start.saturating_add(definition.size_max) > bounds.before);
+        }
+        let kept = filter_record_batch(&batch, &BooleanArray::from(keep))?;
+        Ok((kept.num_rows() > 0).then_some(kept))
+    }
+
+    /// Makes a batch's delta part of the state and forgets panes that no open window needs.
+    pub async fn apply(&mut self, delta: Delta, after: i64, state: &SessionState) -> Result<()> {
+        let mut crowded = BTreeSet::new();
+        for (pane, states) in delta.panes {
+            let list = self.panes.entry(pane).or_default();
+            list.push(states);
+            if list.len() >= self.compact_at {
+                crowded.insert(pane);
+            }
+        }
+        let size = self.definition.size_max;
+        self.panes.retain(|pane, _| pane.saturating_add(size) > after);
+        for pane in crowded {
+            let Some(list) = self.panes.get(&pane) else { continue };
+            let rows = list.iter().map(|states| states.rows.clone()).collect();
+            let reduced = self.reduce(AggregateMode::PartialReduce, rows, state).await?;
+            let merged = self.by_pane(&reduced)?.into_iter().map(|(_, states)| states).collect();
+            self.panes.insert(pane, merged);
+        }
+        Ok(())
+    }
+
+    /// Puts back states that were read from a checkpoint, as one more entry of each pane's list.
+    pub fn restore(&mut self, states: &[RecordBatch]) -> Result<()> {
+        for (pane, states) in self.by_pane(states)? {
+            self.panes.entry(pane).or_default().push(states);
+        }
+        Ok(())
+    }
+
+    pub async fn restored(&mut self, states: &[RecordBatch], after: i64, state: &SessionState) -> Result<()> {
+        let delta = Delta { panes: self.by_pane(states)?, ..Delta::default() };
+        self.apply(delta, after, state).await
+    }
+
+    /// The rows of a view that a batch shows, before its delta is applied. In the schema of the view.
+    pub async fn rows(
+        &self,
+        view: &View,
+        rows: Rows,
+        delta: &Delta,
+        bounds: Bounds,
+        state: &SessionState,
+    ) -> Result<Vec<RecordBatch>> {
+        let merge = Merge::new(self, delta);
+        let mut states = Vec::new();
+        for window in self.windows(view.size, rows, &merge, bounds) {
+            let panes: Vec<i64> = merge.between(window, window + view.size).collect();
+            let changed: Vec<i64> = panes.iter().copied().filter(|pane| merge.touched.contains_key(pane)).collect();
+            for pane in panes {
+                match rows {
+                    Rows::Whole | Rows::Closed => {
+                        for part in merge.states(pane) {
+                            states.push(self.as_window(&part.rows, window, view.size)?);
+                        }
+                    }
+                    Rows::Changed => {
+                        for part in merge.only(pane, &changed)?.iter() {
+                            states.push(self.as_window(part, window, view.size)?);
+                        }
+                    }
+                }
+            }
+        }
+        let rows = self.reduce(AggregateMode::Final, states, state).await?;
+        let schema = view.schema();
+        let recast = |batch: RecordBatch| Ok(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec())?);
+        rows.into_iter().map(recast).collect()
+    }
+
+    /// The starts of the windows to show. A window that was closed before this batch is never shown again.
+    fn windows(&self, size: i64, rows: Rows, merge: &Merge, bounds: Bounds) -> BTreeSet<i64> {
+        let slide = self.definition.slide;
+        let mut windows = BTreeSet::new();
+        let mut add = |pane: i64, wanted: &dyn Fn(i64) -> bool| {
+            for k in 0..size / slide {
+                let window = pane - k * slide;
+                let end = window.saturating_add(size);
+                if end > bounds.before && wanted(end) {
+                    windows.insert(window);
+                }
+            }
+        };
+        if rows != Rows::Closed {
+            merge.touched.keys().for_each(|pane| add(*pane, &|_| true));
+        }
+        if rows != Rows::Changed {
+            // Only panes from which a window can close now: a pane's windows end in (pane, pane + size].
+            let closing = (bounds.before.saturating_sub(size), bounds.after);
+            merge.between(closing.0, closing.1).for_each(|pane| add(pane, &|end| end <= bounds.after));
+        }
+        windows
+    }
+
+    fn aggregate(
+        &self,
+        mode: AggregateMode,
+        input: Arc<dyn ExecutionPlan>,
+        state: &SessionState,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let d = &self.definition;
+        let raw = mode == AggregateMode::Partial;
+        let group_by = if raw { Arc::clone(&d.group_by) } else { Arc::new(d.group_by.as_final()) };
+        let (aggregates, filters) = (d.aggregates.clone(), d.filters.clone());
+        let exec = AggregateExec::try_new(mode, group_by, aggregates, filters, input, Arc::clone(&d.input_schema))?;
+        // The rules add the sort an order-sensitive aggregate asks of raw rows; states carry their order with them.
+        let rules = if raw { state.physical_optimizers() } else { &[] };
+        let plan = Arc::new(exec) as Arc<dyn ExecutionPlan>;
+        rules.iter().try_fold(plan, |plan, rule| rule.optimize(plan, state.config_options()))
+    }
+
+    async fn reduce(
+        &self,
+        mode: AggregateMode,
+        states: Vec<RecordBatch>,
+        state: &SessionState,
+    ) -> Result<Vec<RecordBatch>> {
+        let Some(first) = states.first() else { return Ok(vec![]) };
+        let schema = first.schema();
+        let input = MemorySourceConfig::try_new_exec(&[states], schema, None)?;
+        collect(self.aggregate(mode, input, state)?, state.task_ctx()).await
+    }
+
+    /// A pane's states with the bounds of one of its windows written over the bounds of the pane.
+    fn as_window(&self, batch: &RecordBatch, window: i64, size: i64) -> Result<RecordBatch> {
+        let d = &self.definition;
+        if d.slide == size {
+            return Ok(batch.clone());
+        }
+        let mut columns = batch.columns().to_vec();
+        for (column, micros) in [(Some(d.start_column), window), (d.end_column, window + size)] {
+            let Some(column) = column else { continue };
+            let value = ScalarValue::TimestampMicrosecond(Some(micros), None).cast_to(&d.time_type)?;
+            columns[column] = value.to_array_of_size(batch.num_rows())?;
+        }
+        Ok(RecordBatch::try_new(batch.schema(), columns)?)
+    }
+
+    /// Splits states by pane, copied out of whatever larger buffers they came in; one entry a pane.
+    fn by_pane(&self, states: &[RecordBatch]) -> Result<Vec<(i64, States)>> {
+        let Some(first) = states.first() else { return Ok(vec![]) };
+        let all = match states {
+            [one] => one.clone(),
+            _ => arrow::compute::concat_batches(&first.schema(), states)?,
+        };
+        let starts = micros(all.column(self.definition.start_column))?;
+        let mut rows: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
+        for (row, pane) in starts.as_primitive::<Int64Type>().values().iter().enumerate() {
+            rows.entry(*pane).or_default().push(u32::try_from(row).unwrap_or(u32::MAX));
+        }
+        let mut panes = Vec::with_capacity(rows.len());
+        for (pane, rows) in rows {
+            let rows = take_record_batch(&all, &UInt32Array::from(rows))?;
+            panes.push((pane, self.states(rows)?));
+        }
+        Ok(panes)
+    }
+
+    fn states(&self, rows: RecordBatch) -> Result<States> {
+        let mut keys = vec![0; rows.num_rows()];
+        let columns: Vec<_> = self.definition.key_columns.iter().map(|column| rows.column(*column)).collect();
+        create_hashes(columns, &RandomState::with_seed(0), &mut keys)?;
+        Ok(States { rows, keys: keys.into() })
+    }
+}
+
+/// Values for the placeholders of the input.
+pub type Params = Vec<(&'static str, ScalarValue)>;
+
+/// How many windows of this size that hold the pane were closed at `before`.
+fn missed(pane: i64, slide: i64, size: i64, before: i64) -> u64 {
+    // The earliest window that holds the pane ends with it; the ends go up by one slide each, to pane + size.
+    let first_end = pane.saturating_add(slide);
+    if before < first_end {
+        return 0;
+    }
+    let windows = (before - first_end) / slide + 1;
+    u64::try_from(windows.min(size / slide)).unwrap_or(0)
+}
+
+fn micros(array: &Arc<dyn Array>) -> Result<Arc<dyn Array>> {
+    let micros = match array.data_type() {
+        DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, _) => Arc::clone(array),
+        _ => cast(array, &timestamp_type())?,
+    };
+    let values = micros.as_primitive::<TimestampMicrosecondType>();
+    Ok(Arc::new(arrow::array::Int64Array::new(values.values().clone(), values.nulls().cloned())))
+}
+
+/// The panes of the store and of the delta, as one.
+struct Merge<'a> {
+    store: &'a PaneStore,
+    touched: BTreeMap<i64, &'a States>,
+    /// Rows of a pane whose key is in the delta of one of these panes; the panes of a HOP ask again and again.
+    filtered: std::cell::RefCell<HashMap<(i64, Vec<i64>), Arc<Vec<RecordBatch>>>>,
+}
+
+impl<'a> Merge<'a> {
+    fn new(store: &'a PaneStore, delta: &'a Delta) -> Self {
+        let touched = delta.panes.iter().map(|(pane, states)| (*pane, states)).collect();
+        Self { store, touched, filtered: std::cell::RefCell::default() }
+    }
+
+    /// Panes with any state, in `[from, to)`.
+    fn between(&self, from: i64, to: i64) -> impl Iterator<Item = i64> {
+        let panes: BTreeSet<i64> = match from < to {
+            true => {
+                let kept = self.store.panes.range(from..to).map(|(pane, _)| *pane);
+                kept.chain(self.touched.range(from..to).map(|(pane, _)| *pane)).collect()
+            }
+            false => BTreeSet::new(),
+        };
+        panes.into_iter()
+    }
+
+    fn states(&self, pane: i64) -> impl Iterator<Item = &'a States> {
+        let kept = self.store.panes.get(&pane).into_iter().flatten();
+        kept.chain(self.touched.get(&pane).copied())
+    }
+
+    fn only(&self, pane: i64, changed: &[i64]) -> Result<Arc<Vec<RecordBatch>>> {
+        let known = (pane, changed.to_vec());
+        if let Some(rows) = self.filtered.borrow().get(&known) {
+            return Ok(Arc::clone(rows));
+        }
+        let touched = changed.iter().filter_map(|pane| self.touched.get(pane));
+        let keys: HashSet<u64> = touched.flat_map(|states| states.keys.iter().copied()).collect();
+        let mut rows = Vec::new();
+        for states in self.states(pane) {
+            let mask: BooleanArray = states.keys.iter().map(|key| Some(keys.contains(key))).collect();
+            let part = filter_record_batch(&states.rows, &mask)?;
+            if part.num_rows() > 0 {
+                rows.push(part);
+            }
+        }
+        let rows = Arc::new(rows);
+        self.filtered.borrow_mut().insert(known, Arc::clone(&rows));
+        Ok(rows)
+    }
+}

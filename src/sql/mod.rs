@@ -1,6 +1,41 @@
-//! The user's SQL files → a [`Program`]: parse, catalog, windows, check.
+//! The user's `.sql` files, from text to statements with places, to plans that every batch runs.
+//!
+//! ```text
+//! queries/*.sql ─▶ text (substitute) ─▶ statement ─▶ table, settings ─▶ program: INSERTs, windowed views, tables
+//!                            └───────── place, explain: errors at the user's own line
+//! ```
+
+pub mod text;
+
+pub mod substitute;
+
+pub mod statement;
+
+pub mod table;
+
+pub mod types;
+
+pub mod settings;
+
+pub mod program;
+
+pub mod session;
+
+pub mod window_tvf;
+
+pub mod windowed;
 
 pub mod functions;
+
 pub mod pinned;
-pub mod window_tvf;
-pub mod windowed;
+
+pub mod place;
+
+pub mod explain;
+
+pub use explain::{explain, nearest};
+pub use place::Place;
+pub use program::{Insert, Program};
+pub use statement::{Kind, Name, Statement, parse};
+pub use table::{UnresolvedTable, define};
+pub use text::Files;

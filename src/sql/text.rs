@@ -1,0 +1,259 @@
+//! The user's `.sql` files: read, substituted, and a way back from every position to the line that the user wrote.
+//!
+//! ```text
+//! DIR/*.sql ──▶ [substitute] ──▶ text ──▶ tokens, statements, plans
+//!    ▲                                          │ a span of text
+//!    └──────────── Place, snippet ◀─────────────┘
+//! ```
+//!
+//! DataFusion's spans have a line and a column but no file. So the lines of file *i* are counted from *i* · 2³² on
+//! ([`Files::first_line`]): a span that comes back from planning, through however many views, names its file.
+//!
+//! Failures: what is wrong with a reference is kept as a problem with its place, beside the errors that parsing finds,
+//! so that all are reported at once; a folder or file that cannot be read is an error at once.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::place::{Lines, Place, render};
+use super::substitute::{Lookup, Problem, Segment, substitute};
+use crate::{Error, Result};
+
+const FILES_MAX: usize = 1_000;
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Bits for the line within a file; a file of [`FILE_BYTES_MAX`] has fewer lines than that.
+const LINE_BITS: u32 = 32;
+
+/// All files of a project, in the order of their names.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: Vec<File>,
+    /// Values that must not be printed, and what to print instead; longest first.
+    secrets: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+pub struct File {
+    /// As shown to the user: `queries/10_validate.sql`.
+    pub name: String,
+    /// As written.
+    pub source: String,
+    /// Substituted: what is parsed. May hold secrets.
+    pub text: String,
+    /// What the checkpoint keeps; see [`super::substitute`].
+    pub stored: String,
+    pub problems: Vec<Problem>,
+    /// Bytes of `text` in statements that cannot be parsed, because a reference in them failed.
+    pub broken: Vec<usize>,
+    segments: Vec<Segment>,
+    source_lines: Lines,
+    text_lines: Lines,
+}
+
+impl Files {
+    /// Reads `dir/*.sql`: not its folders, no hidden files.
+    ///
+    /// # Errors
+    /// The folder or a file cannot be read, is not UTF-8, or is too large; there is no `.sql` file.
+    pub fn read(dir: &Path, lookup: Lookup) -> Result<Self> {
+        let mut sources = vec![];
+        for path in sql_files(dir)? {
+            sources.push((path.display().to_string(), read_file(&path)?));
+        }
+        Ok(Self::from_stored(sources, lookup))
+    }
+
+    /// From (name, text) pairs, such as a checkpoint keeps.
+    pub fn from_stored(sources: Vec<(String, String)>, lookup: Lookup) -> Self {
+        let mut files = Self::default();
+        for (name, source) in sources {
+            let mut done = substitute(&source, lookup);
+            files.secrets.append(&mut done.secrets);
+            files.files.push(File {
+                name,
+                source_lines: Lines::new(&source),
+                text_lines: Lines::new(&done.text),
+                source,
+                text: done.text,
+                stored: done.stored,
+                problems: done.problems,
+                broken: done.broken,
+                segments: done.segments,
+            });
+        }
+        files.secrets.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+        files.secrets.dedup();
+        files
+    }
+
+    /// (name, stored text) of each file, for the checkpoint: thresholds as they were, secrets and addresses as
+    /// references.
+    pub fn stored(&self) -> Vec<(String, String)> {
+        self.files.iter().map(|file| (file.name.clone(), file.stored.clone())).collect()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &File> {
+        self.files.iter()
+    }
+
+    /// What is wrong with the references, one error each.
+    pub fn errors(&self) -> Vec<Error> {
+        let problems = self.files.iter().enumerate().flat_map(|(i, file)| file.problems.iter().map(move |p| (i, p)));
+        let error = |(i, problem): (usize, &Problem)| {
+            let error = self.error_at(&self.place_in_source(i, problem.source.clone()), &problem.message);
+            match &problem.hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        };
+        problems.map(error).collect()
+    }
+
+    /// The number to add to every line of a file before it is parsed.
+    pub fn first_line(file: usize) -> u64 {
+        (file as u64) << LINE_BITS
+    }
+
+    /// The place of a span that the parser or DataFusion has given; `None` for an empty one.
+    pub fn place_of_span(&self, start: (u64, u64), end: (u64, u64)) -> Option<Place> {
+        let (i, line) = split(start.0)?;
+        let file = self.files.get(i)?;
+        let begin = file.text_lines.offset(&file.text, line, usize::try_from(start.1).ok()?);
+        let end = match split(end.0) {
+            Some((j, line)) if i == j => file.text_lines.offset(&file.text, line, usize::try_from(end.1).ok()?),
+            _ => begin,
+        };
+        Some(self.place(i, begin..end))
+    }
+
+    /// The place of the word or sign that begins here, for errors that name no end.
+    pub fn place_of_token(&self, start: (u64, u64)) -> Option<Place> {
+        let (i, line) = split(start.0)?;
+        let file = self.files.get(i)?;
+        let begin = file.text_lines.offset(&file.text, line, usize::try_from(start.1).ok()?);
+        let rest = &file.text[begin..];
+        let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let len = if word > 0 { word } else { rest.chars().next().map_or(0, char::len_utf8) };
+        Some(self.place(i, begin..begin + len))
+    }
+
+    /// The place of a range of a file's `text`.
+    pub fn place(&self, file: usize, range: Range<usize>) -> Place {
+        self.place_in_source(file, self.files[file].in_source(range))
+    }
+
+    fn place_in_source(&self, file: usize, range: Range<usize>) -> Place {
+        let source = &self.files[file].source;
+        let (line, column) = self.files[file].source_lines.locate(source, range.start);
+        let underlined = source.get(range).unwrap_or("").lines().next().unwrap_or("").trim_end();
+        Place { file, line, column, len: underlined.chars().count().max(1) }
+    }
+
+    /// A range of `text` as the user wrote it, references unresolved: no secret is in it.
+    pub fn written(&self, file: usize, range: Range<usize>) -> &str {
+        let file = &self.files[file];
+        file.source.get(file.in_source(range)).unwrap_or("")
+    }
+
+    /// `queries/10_validate.sql:7:14`
+    pub fn label(&self, place: &Place) -> String {
+        let name = self.files.get(place.file).map_or("", |file| &file.name);
+        format!("{name}:{}:{}", place.line, place.column)
+    }
+
+    /// The place with its line and a caret.
+    pub fn snippet(&self, place: &Place) -> String {
+        self.files.get(place.file).map_or_else(String::new, |file| render(&file.name, &file.source, place))
+    }
+
+    /// An error of the user's at this place. Secrets in the message are hidden.
+    pub fn error_at(&self, place: &Place, message: impl AsRef<str>) -> Error {
+        Error::user(self.hide(message.as_ref())).snippet(self.snippet(place))
+    }
+
+    /// The text with every secret that came out of the files' references replaced by the reference.
+    pub fn hide(&self, text: &str) -> String {
+        let hidden = |text: String, (value, shown): &(String, String)| {
+            // A literal may be quoted again where DataFusion prints it.
+            text.replace(value, shown).replace(&value.replace('\'', "''"), shown)
+        };
+        self.secrets.iter().fold(text.to_string(), hidden)
+    }
+}
+
+impl File {
+    /// A range of `text` in the original; of a reference, always the whole.
+    fn in_source(&self, range: Range<usize>) -> Range<usize> {
+        let start = self.segment(range.start).map_or(0, |(segment, at)| match segment.verbatim {
+            true => segment.source.start + at,
+            false => segment.source.start,
+        });
+        if range.is_empty() {
+            return start..start;
+        }
+        let end = self.segment(range.end - 1).map_or(self.source.len(), |(segment, at)| match segment.verbatim {
+            true => segment.source.start + at + 1,
+            false => segment.source.end,
+        });
+        start..end.max(start)
+    }
+
+    /// The segment that holds a byte of `text`, and how far in the byte lies; behind the end, the last one.
+    fn segment(&self, at: usize) -> Option<(&Segment, usize)> {
+        let i = self.segments.partition_point(|segment| segment.text <= at);
+        let segment = self.segments.get(i.checked_sub(1)?)?;
+        Some((segment, (at - segment.text).min(segment.source.len().max(1))))
+    }
+}
+
+fn split(line: u64) -> Option<(usize, usize)> {
+    let within = usize::try_from(line & ((1 << LINE_BITS) - 1)).ok()?;
+    (within > 0).then_some((usize::try_from(line >> LINE_BITS).ok()?, within))
+}
+
+fn sql_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let shown = dir.display();
+    let hint = "a project is a folder of .sql files, given as the first argument; the default is queries/";
+    let entries = fs::read_dir(dir)
+        .map_err(|e| Error::user(format!("folder {shown} with the queries cannot be read")).cause(e).hint(hint))?;
+    let mut paths = vec![];
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::external(format!("folder {shown} cannot be read")).cause(e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // A link is followed (a mounted ConfigMap consists of links); a folder, even one named x.sql, is not entered.
+        if name.ends_with(".sql") && !name.starts_with('.') && !entry.path().is_dir() {
+            paths.push(entry.path());
+        }
+    }
+    if paths.is_empty() {
+        return Err(Error::user(format!("folder {shown} has no .sql file")).hint(hint));
+    }
+    if paths.len() > FILES_MAX {
+        return Err(Error::user(format!("folder {shown} has {} .sql files, more than {FILES_MAX}", paths.len())));
+    }
+    paths.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    Ok(paths)
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let unreadable = |e: std::io::Error| Error::user(format!("file {shown} cannot be read")).cause(e);
+    let meta = fs::metadata(path).map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(Error::user(format!("{shown} is not a file")));
+    }
+    if meta.len() > FILE_BYTES_MAX {
+        let large = format!("file {shown} has {} bytes, more than {FILE_BYTES_MAX}", meta.len());
+        return Err(Error::user(large).hint("split it: the files of a folder are read in the order of their names"));
+    }
+    let text = String::from_utf8(fs::read(path).map_err(unreadable)?).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        Error::user(format!("file {shown} is not UTF-8 text")).at(format!("{shown}:{line}"))
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map_or_else(|| text.clone(), str::to_string))
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,12 +8,22 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-const ACTIONS: &[&str] =
-    &["view", "click", "search", "add_to_cart", "remove_from_cart", "purchase", "login", "logout"];
+const ACTIONS: &[&str] = &["view", "click", "search", "add_to_cart", "remove_from_cart", "purchase", "login", "logout"];
+const DEVICES: &[&str] = &["mobile", "desktop", "tablet"];
 /// Texts that a COPY, a CSV or a JSON encoder could get wrong.
 const PLACES: &[&str] = &[
-    "Hà Nội", "Da Nang", "", "NULL", "\\N", "\\.", "tab\there", "line\nbreak", "quote \" and ' and \\", "{\"a\": 1}",
-    "emoji 🚢", "a,b;c",
+    "Hà Nội",
+    "Da Nang",
+    "",
+    "NULL",
+    "\\N",
+    "\\.",
+    "tab\there",
+    "line\nbreak",
+    "quote \" and ' and \\",
+    "{\"a\": 1}",
+    "emoji 🚢",
+    "a,b;c",
 ];
 const SPAMMERS: &[i64] = &[10, 123, 455, 789, 999];
 /// Of event time, between one event and the next: 100 events a second.
@@ -38,7 +48,9 @@ impl Events {
         self.number += 1;
         match self.chance.random_range(0..1000) {
             0..60 => self.bad(event),
-            60..75 if !self.recent.is_empty() => Some(self.recent[self.chance.random_range(0..self.recent.len())].clone()),
+            60..75 if !self.recent.is_empty() => {
+                Some(self.recent[self.chance.random_range(0..self.recent.len())].clone())
+            }
             _ => {
                 let payload = event.to_string().into_bytes();
                 if self.recent.len() < 50 {
@@ -57,7 +69,7 @@ impl Events {
         let spam = self.chance.random_bool(share);
         let user = match self.chance.random_range(0..1000) {
             _ if spam => SPAMMERS[self.chance.random_range(0..SPAMMERS.len())],
-            0 => 9_007_199_254_740_993,                      // no f64 holds it
+            0 => 9_007_199_254_740_993,                     // no f64 holds it
             1..20 => self.chance.random_range(1001..=1040), // not in the dimension
             _ => self.chance.random_range(1..=300),
         };
@@ -71,7 +83,7 @@ impl Events {
             "action": action,
             "timestamp": moment.format("%Y-%m-%dT%H:%M:%S%.6f").to_string(),
             "device_id": format!("device_{}", self.chance.random_range(10_000..100_000)),
-            "device_type": ["mobile", "desktop", "tablet"][self.chance.random_range(0..3)],
+            "device_type": DEVICES[self.chance.random_range(0..DEVICES.len())],
             "location": PLACES[self.chance.random_range(0..PLACES.len())],
             "user_segment": "new",
             "ip_address": format!("10.0.{}.{}", self.number / 256 % 256, self.number % 256),

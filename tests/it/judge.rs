@@ -15,8 +15,13 @@ use serde_json::{Value, json};
 
 use crate::harness::World;
 
-/// Panics with the judge's findings if anything is lost, doubled, changed or made up. Call it after a clean end.
+/// The judge's findings; panics with them if anything is lost, doubled, changed or made up. Call it after a clean end.
 pub fn judge(world: &World) -> String {
+    verdict(world).unwrap_or_else(|findings| panic!("the judge says no\n{findings}"))
+}
+
+/// The judge's findings, as an error if it says no.
+pub fn verdict(world: &World) -> Result<String, String> {
     let dump = world.folder.join("dump");
     fs::create_dir_all(&dump).unwrap();
     let write = |name: &str, text: String| fs::write(dump.join(name), text).unwrap();
@@ -30,8 +35,8 @@ pub fn judge(world: &World) -> String {
     write("users.jsonl", world.sql("SELECT row_to_json(t) FROM users t"));
 
     let home = std::env::var("HOME").unwrap_or_default();
-    let python = std::env::var("POUNDLOCK_PYTHON")
-        .unwrap_or_else(|_| format!("{home}/.cache/poundlock/venv/bin/python"));
+    let python =
+        std::env::var("POUNDLOCK_PYTHON").unwrap_or_else(|_| format!("{home}/.cache/poundlock/venv/bin/python"));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/judge.py");
     let output = Command::new(&python)
         .arg(script)
@@ -39,10 +44,8 @@ pub fn judge(world: &World) -> String {
         .arg(&world.events)
         .output()
         .unwrap_or_else(|error| panic!("{python}: {error}; tests/services/prerequisites makes it"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let failed = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "the judge says no\n{said}{failed}");
-    said
+    let findings = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(findings) } else { Err(findings) }
 }
 
 /// Everything in a topic that a reader of committed records sees, one JSON object a line, bytes in hex.
@@ -89,9 +92,8 @@ fn group(world: &World) -> Value {
         wanted.add_partition(&world.events, partition);
     }
     let committed = consumer.committed_offsets(wanted, Duration::from_secs(30)).unwrap();
-    let rows = committed.elements().iter().map(|element| {
-        let (_, end) =
-            consumer.fetch_watermarks(&world.events, element.partition(), Duration::from_secs(30)).unwrap();
+    let rows = committed.elements().into_iter().map(|element| {
+        let (_, end) = consumer.fetch_watermarks(&world.events, element.partition(), Duration::from_secs(30)).unwrap();
         json!({"partition": element.partition(), "committed": element.offset().to_raw(), "end": end})
     });
     rows.collect()

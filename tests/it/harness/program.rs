@@ -21,7 +21,8 @@ impl Program {
     /// Output and errors go to the end of the log.
     pub fn start(mut command: Command, log: PathBuf) -> Self {
         let what = format!("{command:?}");
-        let what = what.rsplit_once("poundlock\"").map_or(what.clone(), |(_, arguments)| format!("poundlock{arguments}"));
+        let what =
+            what.rsplit_once("poundlock\"").map_or(what.clone(), |(_, arguments)| format!("poundlock{arguments}"));
         let mut file = OpenOptions::new().create(true).append(true).open(&log).unwrap();
         writeln!(file, "--- {what}").unwrap();
         let log_begin = file.metadata().unwrap().len();

@@ -35,8 +35,9 @@ pub struct World {
 impl World {
     /// `test` goes into every name: lower-case letters and `_`.
     pub fn new(test: &str) -> Self {
-        let [brokers, server_url] = ["KAFKA_BROKERS", "DATABASE_URL"]
-            .map(|name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this through `make test`")));
+        let [brokers, server_url] = ["KAFKA_BROKERS", "DATABASE_URL"].map(|name| {
+            std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this through `make test`"))
+        });
         let unique = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() % 1_000_000_000_000;
         let name = format!("it_{test}_{unique}");
         let (server, _) = server_url.rsplit_once('/').expect("DATABASE_URL ends with /database");
@@ -95,7 +96,9 @@ impl World {
 
     /// Starts `poundlock ARGUMENTS` with this world's addresses in its environment.
     pub fn program(&self, arguments: &[&str]) -> Program {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_poundlock"));
+        // Another build of the same program, a release say, can be put in its place.
+        let binary = std::env::var("POUNDLOCK_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_poundlock").to_string());
+        let mut command = Command::new(binary);
         command
             .args(arguments)
             .current_dir(&self.folder)

@@ -1,1 +1,17 @@
+//! The real program against real servers, judged by another reader.
+//!
+//! ```text
+//! feeder ──▶ Kafka ──▶ poundlock run ──▶ PostgreSQL, Parquet, Kafka ──▶ judge.py (DuckDB) ──▶ the same rows, or a failure
+//!    └───────────────── the input topic, read by a plain consumer ────────▲
+//! ```
+//!
+//! The judge gets nothing from the engine but its output: it reads the input topic itself and computes what must be
+//! there. Every test has topics, a database, folders and a pipeline name of its own, so they run side by side.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod events;
+mod harness;
+mod judge;
+
+mod kill;
+mod pipeline;

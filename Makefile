@@ -1,0 +1,42 @@
+# make demo, make test: the two to begin with. Each installs what it lacks and says so.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# Outside the tree, so that clones share one build.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/poundlock/target
+VENV := $(HOME)/.cache/poundlock/venv
+export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
+
+.PHONY: help demo test test-all lint prerequisites services clean
+
+help:
+	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
+	@echo 'make test      everything, on a real Kafka and a real PostgreSQL that it starts and stops'
+	@echo 'make test-all  the same, with a kill campaign ten times as long'
+	@echo 'make lint      clippy and rustfmt'
+	@echo 'make services  Kafka and PostgreSQL to play with, until Ctrl-C'
+	@echo 'make clean     removes what was built'
+
+# The dev profile: optimised a little, built in half the time of a release. Its speed says nothing of the real one.
+demo: prerequisites
+	cargo run --locked -- demo
+
+# The tests that need servers are #[ignore]d, so that a plain `cargo test` passes anywhere; here none is left out.
+test: prerequisites
+	tests/services/with kafka postgres -- cargo test --locked -- --include-ignored
+
+test-all: export POUNDLOCK_KILLS ?= 200
+test-all: test
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+prerequisites:
+	@tests/services/prerequisites
+
+services:
+	@tests/services/with kafka postgres -- bash -c 'echo "KAFKA_BROKER=$$KAFKA_BROKERS DATABASE_URL=$$DATABASE_URL"; echo "Ctrl-C stops them"; sleep infinity'
+
+clean:
+	cargo clean

@@ -1,0 +1,147 @@
+-- What this pipeline reads and writes. The files of this folder are read in the order of their names; together they are
+-- the whole pipeline: change a line, start `poundlock run` again, and the logic has changed.
+--
+-- ${NAME:-default} is an environment variable. ${NAME} without a default must be set. `poundlock check` reads these
+-- files, connects to nothing, and prints what each INSERT promises.
+
+SET poundlock.name       = 'user-activity';                        -- names the consumer group and the transactions
+SET poundlock.trigger    = '${PROCESSING_TRIGGER:-1 second}';      -- how often a micro-batch is cut
+SET poundlock.checkpoint = '${CHECKPOINT_BASE:-checkpoint}';       -- where its progress and window state are kept
+
+CREATE SCHEMA kafka;
+CREATE SCHEMA db;
+CREATE SCHEMA lake;
+
+-- ── Kafka ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- The input. The columns are the fields of the JSON object; data/README.md says what each one means. Those that begin
+-- with "_" are filled by the engine. A record that does not decode is a row too: its fields are NULL, _error says why,
+-- and _raw holds its bytes.
+CREATE UNBOUNDED EXTERNAL TABLE kafka.user_events (
+  user_id      BIGINT,
+  product_id   BIGINT,
+  action       VARCHAR,
+  "timestamp"  TIMESTAMP,
+  device_id    VARCHAR,
+  device_type  VARCHAR,
+  location     VARCHAR,
+  user_segment VARCHAR,
+  ip_address   VARCHAR,
+  _error       VARCHAR,
+  _raw         BYTEA,
+  _topic       VARCHAR,
+  _partition   INT,
+  _offset      BIGINT
+)
+STORED AS KAFKA LOCATION '${KAFKA_TOPIC:-user_events}'
+OPTIONS (
+  'brokers' '${KAFKA_BROKER:-localhost:9092}',
+  'format' 'json',
+  'watermark.column' 'timestamp',
+  'watermark.delay' '30 seconds'        -- how late an event may be and still be counted in its window
+);
+
+-- Invalid records, with every reason. "role" makes it the place of what the engine itself has to refuse as well (a
+-- value that PostgreSQL cannot hold, say): it fills the columns of these names, NULL where there is nothing to tell.
+CREATE EXTERNAL TABLE kafka.dead_letter_topic (
+  dq_reason   VARCHAR,       -- all rules that failed, joined by '; '
+  error       VARCHAR,       -- why the record did not decode, or what a query or a sink said of the row
+  stage       VARCHAR,       -- 'validation' for the rows of 10_validate.sql
+  sink        VARCHAR,       -- the sink that refused it
+  raw         BYTEA,         -- the bytes of the record (base64 in JSON)
+  payload     VARCHAR,       -- the same for human eyes; NULL if they are not UTF-8
+  row_json    VARCHAR,       -- the row that a query or a sink refused
+  topic       VARCHAR,
+  "partition" INT,
+  "offset"    BIGINT,
+  batch       BIGINT
+)
+STORED AS KAFKA LOCATION '${KAFKA_DLQ_TOPIC:-dead_letter_topic}'
+OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'role' 'dead_letters');
+
+CREATE EXTERNAL TABLE kafka.anomaly_alerts (
+  user_id      BIGINT,
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  event_count  BIGINT,
+  z_score      DOUBLE,
+  severity     VARCHAR
+)
+STORED AS KAFKA LOCATION '${KAFKA_ALERT_TOPIC:-anomaly_alerts}'
+OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'key' 'user_id');
+
+-- ── The database: postgres://user:password@host/database, or sqlite:FILE ───────────────────────────────────────────
+
+-- Who the users are: a dimension, read again every minute.
+CREATE EXTERNAL TABLE db.users (
+  user_id    BIGINT,
+  name       VARCHAR,
+  email      VARCHAR,
+  region     VARCHAR,
+  created_at TIMESTAMP,
+  PRIMARY KEY (user_id)
+)
+STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('refresh' '1 minute');
+
+-- Every valid event once: the same event produced twice (same user, time, action and device) is stored once.
+CREATE EXTERNAL TABLE db.user_events (
+  user_id      BIGINT,
+  product_id   BIGINT,
+  action       VARCHAR,
+  "timestamp"  TIMESTAMP,
+  device_id    VARCHAR,
+  device_type  VARCHAR,
+  location     VARCHAR,
+  user_segment VARCHAR,
+  ip_address   VARCHAR,
+  topic        VARCHAR,
+  "partition"  INT,
+  "offset"     BIGINT,
+  PRIMARY KEY (user_id, "timestamp", action, device_id)
+)
+STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing', 'role' 'valid');
+
+-- The counts per user and window, brought up to date while the window is open.
+CREATE EXTERNAL TABLE db.user_activity_summary (
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  user_id      BIGINT,
+  event_count  BIGINT,
+  name         VARCHAR,
+  region       VARCHAR,
+  PRIMARY KEY (window_start, window_end, user_id)
+)
+STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'update');
+
+CREATE EXTERNAL TABLE db.anomalous_events (
+  user_id      BIGINT,
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  event_count  BIGINT,
+  mean         DOUBLE,
+  stddev       DOUBLE,
+  z_score      DOUBLE,
+  severity     VARCHAR,
+  PRIMARY KEY (user_id, window_start, window_end)
+)
+STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing');
+
+-- ── The lake: Parquet files in a folder, one folder a day ──────────────────────────────────────────────────────────
+
+-- Every valid event, repeated ones included, for ad-hoc SQL: poundlock sql -c 'SELECT count(*) FROM lake.user_events'
+CREATE EXTERNAL TABLE lake.user_events (
+  user_id      BIGINT,
+  product_id   BIGINT,
+  action       VARCHAR,
+  "timestamp"  TIMESTAMP,
+  device_id    VARCHAR,
+  device_type  VARCHAR,
+  location     VARCHAR,
+  user_segment VARCHAR,
+  ip_address   VARCHAR,
+  topic        VARCHAR,
+  "partition"  INT,
+  "offset"     BIGINT
+)
+STORED AS PARQUET LOCATION '${LAKE_URL:-lake}/user_events'
+PARTITIONED BY (event_date DATE);

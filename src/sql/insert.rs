@@ -1,0 +1,202 @@
+//! `INSERT INTO table [(columns)] SELECT …`: the query's columns against the table's, by position, without silent casts.
+//!
+//! DataFusion itself would cast anything castable, and fail on the first row that does not fit. Here a type that could
+//! lose or refuse a value is an error before the first record: only casts that keep every value are made unasked.
+
+use arrow::datatypes::{DataType, TimeUnit};
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
+use sqlparser::ast::Statement as SqlStatement;
+
+use super::nearest;
+use super::statement::{Parsed, normalize};
+use crate::connector::TableDefinition;
+
+/// What is wrong with an INSERT, and what to do.
+#[derive(Debug)]
+pub struct Problem {
+    pub message: String,
+    pub hint: String,
+}
+
+impl Problem {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// The query of an INSERT, and the columns it names (none: all).
+pub fn parts(parsed: &Parsed) -> Result<(Parsed, Vec<String>), String> {
+    let Parsed::Statement(statement) = parsed else { return Err("this is no INSERT".into()) };
+    let SqlStatement::Insert(insert) = statement.as_ref() else { return Err("this is no INSERT".into()) };
+    let Some(source) = &insert.source else { return Err("INSERT needs a SELECT".into()) };
+    let mut columns = Vec::new();
+    for column in &insert.columns {
+        match column.0.as_slice() {
+            [part] => columns.push(part.as_ident().map(normalize).ok_or("a column must be a plain name")?),
+            _ => return Err(format!("column {column} must be a plain name")),
+        }
+    }
+    let query = SqlStatement::Query(source.clone());
+    Ok((Parsed::Statement(Box::new(query)), columns))
+}
+
+/// Projects a query's columns onto the table's: names, order and types. Columns that are not named are NULL.
+pub fn into_table(plan: LogicalPlan, columns: &[String], table: &TableDefinition) -> Result<LogicalPlan, Problem> {
+    let names: Vec<String> = match columns.is_empty() {
+        true => table.schema.fields().iter().map(|f| f.name().clone()).collect(),
+        false => columns.to_vec(),
+    };
+    let known = || table.schema.fields().iter().map(|f| f.name().as_str());
+    for (i, name) in names.iter().enumerate() {
+        if table.schema.index_of(name).is_err() {
+            let hint = nearest(name, known()).map(|near| format!("did you mean {near}?"));
+            let message = format!("table {} has no column {name}", table.name);
+            return Err(Problem::new(message, hint.unwrap_or_default()));
+        }
+        if names[..i].contains(name) {
+            return Err(Problem::new(format!("column {name} is named twice"), ""));
+        }
+    }
+    let given = plan.schema().fields().len();
+    if given != names.len() {
+        let message = format!("table {} takes {} columns here, the SELECT gives {given}", table.name, names.len());
+        return Err(Problem::new(message, format!("in order: {}", names.join(", "))));
+    }
+    let mut exprs = Vec::with_capacity(table.schema.fields().len());
+    for field in table.schema.fields() {
+        let Some(position) = names.iter().position(|name| name == field.name()) else {
+            let null = ScalarValue::try_from(field.data_type()).unwrap_or(ScalarValue::Null);
+            exprs.push(lit(null).alias(field.name()));
+            continue;
+        };
+        let (qualifier, found) = plan.schema().qualified_field(position);
+        let column = Expr::Column((qualifier, found).into());
+        if !fits(found.data_type(), field.data_type()) {
+            let message = format!(
+                "column {} of {} is {}, the SELECT gives {}",
+                field.name(),
+                table.name,
+                sql_name(field.data_type()),
+                sql_name(found.data_type())
+            );
+            let hint = format!("CAST({} AS {})", found.name(), sql_name(field.data_type()));
+            return Err(Problem::new(message, hint));
+        }
+        let same = found.data_type() == field.data_type();
+        let expr = if same { column } else { cast(column, field.data_type().clone()) };
+        exprs.push(expr.alias(field.name()));
+    }
+    let built = LogicalPlanBuilder::from(plan).project(exprs).and_then(LogicalPlanBuilder::build);
+    built.map_err(|e| Problem::new(e.strip_backtrace(), ""))
+}
+
+/// Whether every value of one type is a value of the other.
+fn fits(from: &DataType, to: &DataType) -> bool {
+    use DataType::{
+        Binary, BinaryView, Date32, Date64, Decimal128, Dictionary, Float32, Float64, Int8, Int16, Int32, Int64,
+        LargeBinary, LargeList, LargeUtf8, List, Null, Struct, Timestamp, UInt8, UInt16, UInt32, Utf8, Utf8View,
+    };
+    let text = |t: &DataType| matches!(t, Utf8 | LargeUtf8 | Utf8View);
+    let bytes = |t: &DataType| matches!(t, Binary | LargeBinary | BinaryView);
+    let width = |t: &DataType| match t {
+        Int8 => Some(1),
+        UInt8 | Int16 => Some(2),
+        UInt16 | Int32 => Some(4),
+        UInt32 | Int64 => Some(8),
+        _ => None,
+    };
+    match (from, to) {
+        _ if from == to => true,
+        (Null, _) => true,
+        (Dictionary(_, value), _) => fits(value, to),
+        _ if text(from) && text(to) => true,
+        _ if bytes(from) && bytes(to) => true,
+        (Int8 | Int16 | Int32 | UInt8 | UInt16 | UInt32, Int16 | Int32 | Int64) => width(from) <= width(to),
+        (Float32 | Int8 | Int16 | Int32 | UInt8 | UInt16 | UInt32, Float64) => true,
+        (Decimal128(p, s), Decimal128(q, t)) => s <= t && i16::from(*p) - i16::from(*s) <= i16::from(*q) - i16::from(*t),
+        (Int8 | Int16 | Int32 | Int64, Decimal128(q, t)) => {
+            let digits = match from {
+                Int8 => 3,
+                Int16 => 5,
+                Int32 => 10,
+                _ => 19,
+            };
+            digits <= i16::from(*q) - i16::from(*t)
+        }
+        (Date64, Date32) => true,
+        (Timestamp(from, a), Timestamp(to, b)) => a == b && rank(*from) <= rank(*to),
+        (List(a) | LargeList(a), List(b) | LargeList(b)) => fits(a.data_type(), b.data_type()),
+        (Struct(a), Struct(b)) => {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| a.name() == b.name() && fits(a.data_type(), b.data_type()))
+        }
+        _ => false,
+    }
+}
+
+fn rank(unit: TimeUnit) -> u8 {
+    match unit {
+        TimeUnit::Second => 0,
+        TimeUnit::Millisecond => 1,
+        TimeUnit::Microsecond => 2,
+        TimeUnit::Nanosecond => 3,
+    }
+}
+
+/// The type as the user would write it.
+pub fn sql_name(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Boolean => "BOOLEAN".into(),
+        DataType::Int8 => "TINYINT".into(),
+        DataType::Int16 => "SMALLINT".into(),
+        DataType::Int32 => "INT".into(),
+        DataType::Int64 => "BIGINT".into(),
+        DataType::UInt64 => "BIGINT UNSIGNED".into(),
+        DataType::Float32 => "REAL".into(),
+        DataType::Float64 => "DOUBLE".into(),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "VARCHAR".into(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "BYTEA".into(),
+        DataType::Date32 => "DATE".into(),
+        DataType::Timestamp(TimeUnit::Microsecond, None) => "TIMESTAMP".into(),
+        DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => "TIMESTAMPTZ".into(),
+        DataType::Timestamp(TimeUnit::Nanosecond, None) => "TIMESTAMP in nanoseconds".into(),
+        DataType::Decimal128(p, s) => format!("DECIMAL({p}, {s})"),
+        DataType::List(item) => format!("{}[]", sql_name(item.data_type())),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_casts_that_keep_every_value_are_silent() {
+        use DataType::{Decimal128, Float64, Int32, Int64, Null, UInt64, Utf8, Utf8View};
+        let timestamp = |unit| DataType::Timestamp(unit, None);
+        for (from, to) in [
+            (Int32, Int64),
+            (Utf8, Utf8View),
+            (Null, Int64),
+            (Int32, Float64),
+            (Int64, Decimal128(19, 0)),
+            (Decimal128(10, 2), Decimal128(12, 3)),
+            (timestamp(TimeUnit::Millisecond), timestamp(TimeUnit::Microsecond)),
+        ] {
+            assert!(fits(&from, &to), "{from} into {to}");
+        }
+        for (from, to) in [
+            (Int64, Int32),
+            (UInt64, Int64),
+            (Utf8, Int64),
+            (Int64, Utf8View),
+            (Int64, Float64),
+            (Decimal128(12, 2), Decimal128(12, 3)),
+            (timestamp(TimeUnit::Nanosecond), timestamp(TimeUnit::Microsecond)),
+            (timestamp(TimeUnit::Microsecond), DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
+        ] {
+            assert!(!fits(&from, &to), "{from} into {to}");
+        }
+    }
+}

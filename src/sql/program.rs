@@ -1,0 +1,444 @@
+//! The user's files as one program: every INSERT planned once, to be run batch after batch.
+//!
+//! The catalog of a program holds only pinned tables (`sql::pinned`), so planning connects to nothing: `check` and
+//! `run` plan alike. All errors of all files are found in one go, each at its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::catalog::TableProvider;
+use datafusion::catalog::view::ViewTable;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::{DdlStatement, Expr, LogicalPlan, Volatility};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::functions::{BatchValues, CURRENT_WATERMARK};
+use super::insert;
+use super::pinned::{PinnedKind, PinnedTable};
+use super::session::{create_schema, schema_of, session};
+use super::settings::{Settings, configure};
+use super::statement::{Kind, Name, Parsed, Statement};
+use super::windowed::{Rows, Windows, row_wise, scans};
+use super::{Files, Place, define, explain};
+use crate::connector::options::duration;
+use crate::connector::{self, TableDefinition};
+use crate::{Error, Result};
+
+/// An unbounded table that some INSERT reads.
+#[derive(Debug, Clone)]
+pub struct SourceSpec {
+    pub table: Arc<TableDefinition>,
+    pub pinned: Arc<PinnedTable>,
+    /// `None`: the table has no event time, so no watermark.
+    pub watermark: Option<WatermarkSpec>,
+}
+
+/// `OPTIONS ('watermark.…')`; all in µs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatermarkSpec {
+    /// Position among the table's columns.
+    pub column: usize,
+    pub delay: i64,
+    pub idle: i64,
+    pub max_ahead: i64,
+}
+
+/// A bounded table that some INSERT reads.
+#[derive(Debug, Clone)]
+pub struct DimensionSpec {
+    pub table: Arc<TableDefinition>,
+    pub pinned: Arc<PinnedTable>,
+    /// `None`: read once, at the start.
+    pub refresh: Option<Duration>,
+}
+
+/// One `INSERT INTO … SELECT`.
+#[derive(Debug)]
+pub struct Insert {
+    pub table: Arc<TableDefinition>,
+    /// `queries/20_windows.sql:12:1`
+    pub place: String,
+    /// Optimized; its columns are those of the table, in order and type. Bound and run once a batch.
+    pub plan: LogicalPlan,
+    /// The watermark in scope is the minimum over these.
+    pub sources: BTreeSet<String>,
+    /// Each row comes of one row of the batch, in order: the rows need not be sorted to be numbered.
+    pub in_source_order: bool,
+    /// What it sees of windowed views; empty without any.
+    pub rows: BTreeSet<Rows>,
+}
+
+/// All that the files say.
+pub struct Program {
+    pub files: Files,
+    pub settings: Settings,
+    /// Every table that is declared, by name.
+    pub tables: BTreeMap<String, Arc<TableDefinition>>,
+    pub sources: Vec<SourceSpec>,
+    pub dimensions: Vec<DimensionSpec>,
+    pub inserts: Vec<Insert>,
+    /// The table with `'role' 'dead_letters'`.
+    pub dead_letters: Option<Arc<TableDefinition>>,
+    pub windows: Windows,
+    pub warnings: Vec<String>,
+    /// Tables whose address is empty: nothing is written to them.
+    pub off: BTreeSet<String>,
+    /// blake3 of the stored text, hex.
+    pub hash: String,
+    context: SessionContext,
+}
+
+impl Program {
+    /// Plans everything. Run it on a thread with a large stack ([`Program::plan_on_large_stack`]).
+    ///
+    /// # Errors
+    /// All errors of all files, as one.
+    pub async fn plan(files: Files, statements: Vec<Statement>, settings: Settings) -> Result<Self> {
+        let config = configure(SessionConfig::new(), &files, &statements)?;
+        let context = session(config, &settings, BatchValues::Placeholders)?;
+        let mut planner = Planner::new(&files, &statements, context.clone());
+        for statement in &statements {
+            if let Err(error) = planner.statement(statement).await {
+                planner.errors.push(error);
+            }
+        }
+        planner.finish();
+        if let Some(error) = Error::all(std::mem::take(&mut planner.errors)) {
+            return Err(error);
+        }
+        let Planner { tables, sources, dimensions, inserts, dead_letters, windows, warnings, off, .. } = planner;
+        let mut hasher = blake3::Hasher::new();
+        for (name, text) in files.stored() {
+            hasher.update(name.as_bytes()).update(b"\0").update(text.as_bytes()).update(b"\0");
+        }
+        let hash = hasher.finalize().to_hex()[..32].to_string();
+        Ok(Self {
+            files,
+            settings,
+            tables,
+            sources,
+            dimensions,
+            inserts,
+            dead_letters,
+            windows,
+            warnings,
+            off,
+            hash,
+            context,
+        })
+    }
+
+    /// A fresh state of the session: what physical planning and running need.
+    pub fn state(&self) -> SessionState {
+        self.context.state()
+    }
+
+    /// The tables that are written, each once: targets of INSERTs, and the dead letters.
+    pub fn written(&self) -> Vec<Arc<TableDefinition>> {
+        let mut written = BTreeMap::new();
+        for table in self.inserts.iter().map(|insert| &insert.table).chain(&self.dead_letters) {
+            written.insert(table.name.clone(), Arc::clone(table));
+        }
+        written.into_values().collect()
+    }
+}
+
+struct Planner<'a> {
+    files: &'a Files,
+    context: SessionContext,
+    targets: BTreeSet<String>,
+    tables: BTreeMap<String, Arc<TableDefinition>>,
+    pinned: BTreeMap<String, Arc<PinnedTable>>,
+    time_columns: BTreeSet<String>,
+    sources: Vec<SourceSpec>,
+    dimensions: Vec<DimensionSpec>,
+    inserts: Vec<Insert>,
+    dead_letters: Option<Arc<TableDefinition>>,
+    windows: Windows,
+    warnings: Vec<String>,
+    off: BTreeSet<String>,
+    errors: Vec<Error>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(files: &'a Files, statements: &[Statement], context: SessionContext) -> Self {
+        let target = |statement: &Statement| match &statement.kind {
+            Kind::Insert { target, .. } => Some(target.to_string()),
+            _ => None,
+        };
+        Self {
+            files,
+            context,
+            targets: statements.iter().filter_map(target).collect(),
+            tables: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            time_columns: BTreeSet::new(),
+            sources: vec![],
+            dimensions: vec![],
+            inserts: vec![],
+            dead_letters: None,
+            windows: Windows::default(),
+            warnings: vec![],
+            off: BTreeSet::new(),
+            errors: vec![],
+        }
+    }
+
+    async fn statement(&mut self, statement: &Statement) -> Result<()> {
+        match &statement.kind {
+            Kind::Set { .. } => Ok(()), // read by settings
+            Kind::CreateSchema { name, .. } => create_schema(&self.context, name),
+            Kind::CreateTable(table) => self.table(define(self.files, table)?, &table.name, &statement.place),
+            Kind::CreateView { name, statement: parsed } => self.view(name, parsed, &statement.place).await,
+            Kind::Insert { target, statement: parsed } => self.insert(target, parsed, &statement.place).await,
+        }
+    }
+
+    fn error(&self, place: &Place, message: impl AsRef<str>) -> Error {
+        self.files.error_at(place, message)
+    }
+
+    fn explain(&self, error: &DataFusionError, place: &Place) -> Error {
+        let names: Vec<String> = self.tables.keys().cloned().collect();
+        let errors = explain(self.files, error, place, &names);
+        Error::all(errors).unwrap_or_else(|| Error::internal("a statement failed").cause(error))
+    }
+
+    fn register(&self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
+        let Some(schema) = schema_of(&self.context, &name.schema)? else {
+            let error = self.error(place, format!("schema {} does not exist", name.schema));
+            return Err(error.hint(format!("put CREATE SCHEMA {}; before it", name.schema)));
+        };
+        if schema.table_exist(&name.table) {
+            return Err(self.error(place, format!("{name} is defined twice")));
+        }
+        schema.register_table(name.table.clone(), table)?;
+        Ok(())
+    }
+
+    fn table(&mut self, definition: TableDefinition, name: &Name, place: &Place) -> Result<()> {
+        let definition = Arc::new(definition);
+        let written = self.targets.contains(&definition.name);
+        let key = definition.name.clone();
+        let kind = match (written, definition.unbounded) {
+            (false, true) => PinnedKind::Source(key.clone()),
+            (false, false) => PinnedKind::Dimension(key.clone()),
+            (true, _) => PinnedKind::Sink(key.clone()),
+        };
+        let pinned = PinnedTable::new(kind, Arc::clone(&definition.schema));
+        self.register(name, Arc::clone(&pinned) as _, place)?;
+        if definition.location.is_empty() {
+            self.off.insert(key.clone());
+        } else if let Err(error) = connector::check(&definition) {
+            self.errors.push(error.snippet(self.files.snippet(place)));
+        }
+        if definition.options.get("role").is_some_and(|role| role == "dead_letters") {
+            if let Some(other) = &self.dead_letters {
+                let error = format!("{} already has the role dead_letters; there can be one", other.name);
+                return Err(self.error(place, error));
+            }
+            if !self.off.contains(&key) {
+                self.dead_letters = Some(Arc::clone(&definition));
+            }
+        }
+        if let Some(column) = definition.options.get("watermark.column") {
+            self.time_columns.insert(column.clone());
+        }
+        if definition.unbounded && !written {
+            let watermark = watermark_spec(&definition).map_err(|e| self.error(place, e))?;
+            let (table, pinned) = (Arc::clone(&definition), Arc::clone(&pinned));
+            self.sources.push(SourceSpec { table, pinned, watermark });
+        } else if !written {
+            let refresh = match definition.options.get("refresh") {
+                None => None,
+                Some(text) => Some(duration(text).ok_or_else(|| {
+                    self.error(place, format!("option 'refresh' is {text:?}, not a duration such as '1 minute'"))
+                })?),
+            };
+            let (table, pinned) = (Arc::clone(&definition), Arc::clone(&pinned));
+            self.dimensions.push(DimensionSpec { table, pinned, refresh });
+        }
+        self.pinned.insert(key.clone(), pinned);
+        self.tables.insert(key, definition);
+        Ok(())
+    }
+
+    async fn view(&mut self, name: &Name, parsed: &Parsed, place: &Place) -> Result<()> {
+        let state = self.context.state();
+        let plan = state.statement_to_plan(parsed.clone()).await.map_err(|e| self.explain(&e, place))?;
+        let LogicalPlan::Ddl(DdlStatement::CreateView(view)) = plan else {
+            return Err(self.error(place, "this is no view"));
+        };
+        let input = view.input.as_ref().clone();
+        self.register(name, Arc::new(ViewTable::new(input.clone(), view.definition)), place)?;
+        // Types are checked now, so that an error shows in the view and not in each of its readers.
+        let options = state.config_options();
+        let analyzed = state.analyzer().execute_and_check(input, options, |_, _| {});
+        let analyzed = analyzed.map_err(|e| self.explain(&e, place))?;
+        self.windows.name(&analyzed, &name.to_string()).map_err(|e| self.explain(&e, place))
+    }
+
+    async fn insert(&mut self, target: &Name, parsed: &Parsed, place: &Place) -> Result<()> {
+        let Some(table) = self.tables.get(&target.to_string()).cloned() else {
+            let error = self.error(place, format!("table {target} is not declared"));
+            let near = super::nearest(&target.to_string(), self.tables.keys().map(String::as_str));
+            return Err(match near {
+                Some(near) => error.hint(format!("did you mean {near}?")),
+                None => error.hint("CREATE EXTERNAL TABLE before you INSERT INTO it"),
+            });
+        };
+        let state = self.context.state();
+        let (query, columns) = insert::parts(parsed).map_err(|e| self.error(place, e))?;
+        let plan = state.statement_to_plan(query).await.map_err(|e| self.explain(&e, place))?;
+        let plan = insert::into_table(plan, &columns, &table).map_err(|problem| {
+            let error = self.error(place, problem.message);
+            if problem.hint.is_empty() { error } else { error.hint(problem.hint) }
+        })?;
+        let explained = |e: DataFusionError| self.explain(&e, place);
+        let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(explained)?;
+        if let Some(function) = unrepeatable(&plan).map_err(explained)? {
+            let error = format!("{function}() gives another value each time, so a replay of a batch would differ");
+            return Err(self.error(place, error).hint("take it from the record, or derive it from its offset"));
+        }
+        let label = format!("INSERT at {}", self.files.label(place));
+        let cut = self.windows.cut(plan, &label, &self.time_columns, &state);
+        let plan = cut.map_err(|e| self.explain(&e, place))?;
+        let plan = state.optimize(&plan).map_err(|e| self.explain(&e, place))?;
+        if self.off.contains(&table.name) {
+            return Ok(());
+        }
+        self.accept(plan, table, place)
+    }
+
+    /// What the optimized plan reads decides how it is run, and whether its sink can take it.
+    fn accept(&mut self, plan: LogicalPlan, table: Arc<TableDefinition>, place: &Place) -> Result<()> {
+        let explained = |this: &Self, e: DataFusionError| this.explain(&e, place);
+        let read = scans(&plan).map_err(|e| explained(self, e))?;
+        if let Some(own) = read.sinks.first() {
+            let error = format!("table {own} is written by this program, so an INSERT cannot read it yet");
+            return Err(self.error(place, error).hint("read it with `poundlock sql`, or in a program of its own"));
+        }
+        let keyed = connector::is_keyed(&table);
+        let row_wise = row_wise(&plan);
+        let changed = keyed && row_wise && !uses_watermark(&plan).map_err(|e| explained(self, e))?;
+        let open = if changed { Rows::Changed } else { Rows::Whole };
+        let (plan, rows) = self.windows.demand(plan, open).map_err(|e| explained(self, e))?;
+        if !read.sources.is_empty() && !row_wise {
+            let message = "an aggregate, DISTINCT, OVER, LIMIT or join of streams outside a windowed view sees only \
+                           the rows of one micro-batch";
+            if !table.primary_key.is_empty() {
+                let hint = "aggregate over TUMBLE or HOP, so that it is kept from batch to batch";
+                return Err(self.error(place, format!("{message}, and would overwrite rows by key")).hint(hint));
+            }
+            self.warnings.push(format!("{}: {message}", self.files.label(place)));
+        }
+        if rows.iter().any(|rows| *rows != Rows::Closed) && !keyed {
+            let error = format!(
+                "table {} only takes rows once, but the rows of an open window change from batch to batch",
+                table.name
+            );
+            return Err(self.error(place, error).hint("add WHERE window_end <= current_watermark()"));
+        }
+        let mut sources = read.sources.clone();
+        sources.extend(read.views.iter().map(|view| {
+            let store = self.windows.views[*view].store;
+            self.windows.stores[store].source.clone()
+        }));
+        let in_source_order = row_wise && read.views.is_empty() && read.sources.len() == 1;
+        let place = self.files.label(place);
+        self.inserts.push(Insert { table, place, plan, sources, in_source_order, rows });
+        Ok(())
+    }
+
+    /// Only what some INSERT reads is opened.
+    fn finish(&mut self) {
+        if self.inserts.is_empty() && self.errors.is_empty() {
+            let error = Error::user("the files have no INSERT INTO, so there is nothing to run");
+            self.errors.push(error.hint("INSERT INTO table SELECT … FROM source"));
+        }
+        let read: BTreeSet<String> = self.inserts.iter().flat_map(|insert| insert.sources.iter().cloned()).collect();
+        self.sources.retain(|source| read.contains(&source.table.name));
+        let mut used = BTreeSet::new();
+        let stores = self.windows.stores.iter().map(|store| &store.input);
+        for plan in self.inserts.iter().map(|insert| &insert.plan).chain(stores) {
+            if let Ok(found) = scans(plan) {
+                used.extend(found.dimensions);
+            }
+        }
+        self.dimensions.retain(|dimension| used.contains(&dimension.table.name));
+        for store in &self.windows.stores {
+            let timed = |s: &SourceSpec| s.table.name == store.source && s.watermark.is_some();
+            if !self.sources.iter().any(timed) && self.errors.is_empty() {
+                let error = format!("table {} has no watermark, so its windows could never close", store.source);
+                let error = Error::user(error).hint("add OPTIONS ('watermark.column' '…', 'watermark.delay' '…')");
+                self.errors.push(error);
+            }
+        }
+    }
+}
+
+fn watermark_spec(table: &TableDefinition) -> std::result::Result<Option<WatermarkSpec>, String> {
+    let Some(name) = table.options.get("watermark.column") else { return Ok(None) };
+    let Ok(column) = table.schema.index_of(name) else {
+        return Err(format!("option 'watermark.column' names {name:?}, which is no column of {}", table.name));
+    };
+    if !matches!(table.schema.field(column).data_type(), arrow::datatypes::DataType::Timestamp(_, _)) {
+        return Err(format!("watermark column {name} is no TIMESTAMP"));
+    }
+    let micros = |key: &str, default: Duration| {
+        let value = match table.options.get(key) {
+            None => default,
+            Some(text) => {
+                duration(text).ok_or_else(|| format!("option '{key}' is {text:?}, not a duration like '30 seconds'"))?
+            }
+        };
+        i64::try_from(value.as_micros()).map_err(|_| format!("option '{key}' is too long"))
+    };
+    Ok(Some(WatermarkSpec {
+        column,
+        delay: micros("watermark.delay", Duration::ZERO)?,
+        idle: micros("watermark.idle", Duration::from_secs(60))?,
+        max_ahead: micros("watermark.max_ahead", Duration::from_secs(3_600))?,
+    }))
+}
+
+fn uses_watermark(plan: &LogicalPlan) -> datafusion::error::Result<bool> {
+    any_expression(plan, |expr| matches!(expr, Expr::Placeholder(p) if p.id == CURRENT_WATERMARK)).map(|f| f.is_some())
+}
+
+/// The first function in a plan whose value no replay could give again.
+fn unrepeatable(plan: &LogicalPlan) -> datafusion::error::Result<Option<String>> {
+    let ours = ["current_watermark", "now", "current_date", "current_time"];
+    let found = any_expression(plan, |expr| match expr {
+        Expr::ScalarFunction(f) => {
+            f.func.signature().volatility == Volatility::Volatile && !ours.contains(&f.func.name())
+        }
+        _ => false,
+    })?;
+    Ok(found.map(|expr| match expr {
+        Expr::ScalarFunction(f) => f.func.name().to_string(),
+        other => other.to_string(),
+    }))
+}
+
+fn any_expression(
+    plan: &LogicalPlan,
+    wanted: impl Fn(&Expr) -> bool,
+) -> datafusion::error::Result<Option<Expr>> {
+    let mut found = None;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if wanted(expr) {
+                    found = Some(expr.clone());
+                    return Ok(TreeNodeRecursion::Stop);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,69 @@
+//! DataFusion sessions: one for pipelines (markers and placeholders stay for the engine), one for ad-hoc SQL.
+
+use std::sync::Arc;
+
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::functions::{BatchValues, batch_functions};
+use super::settings::Settings;
+use super::types::MicrosecondTypes;
+use super::window_tvf::{LowerWindowTvf, WindowTvfPlanner};
+use crate::{Error, Result};
+
+/// A session of our dialect: TUMBLE, HOP, LATE, `current_watermark()`, times in µs.
+///
+/// With [`BatchValues::Placeholders`] it plans for a pipeline; else TUMBLE and HOP have their plain batch meaning.
+pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValues) -> Result<SessionContext> {
+    let options = config.options_mut();
+    options.sql_parser.collect_spans = true;
+    options.execution.target_partitions = settings.target_partitions;
+    // A bounded pool keeps too little for merging spilled runs by default: a small sort would fail early.
+    options.execution.sort_spill_reservation_bytes = (settings.memory / 64).min(10 << 20);
+    options.execution.parquet.pushdown_filters = true;
+    let config = config.with_information_schema(true);
+    let runtime = RuntimeEnvBuilder::new().with_memory_limit(settings.memory, 1.0).build_arc()?;
+
+    let catalogs: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
+    let mut builder = SessionStateBuilder::new()
+        .with_default_features()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_catalog_list(Arc::clone(&catalogs))
+        .with_type_planner(Arc::new(MicrosecondTypes))
+        .with_relation_planners(vec![Arc::new(WindowTvfPlanner(Arc::clone(&catalogs)))]);
+    if values != BatchValues::Placeholders {
+        builder = builder.with_analyzer_rule(Arc::new(LowerWindowTvf));
+    }
+    let context = SessionContext::new_with_state(builder.build());
+    for function in batch_functions(values) {
+        context.register_udf(function);
+    }
+    Ok(context)
+}
+
+/// Makes `schema` in the session's own catalog; nothing if it is there.
+pub fn create_schema(context: &SessionContext, schema: &str) -> Result<()> {
+    let catalog = default_catalog(context)?;
+    if catalog.schema(schema).is_none() {
+        catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new()))?;
+    }
+    Ok(())
+}
+
+pub fn schema_of(context: &SessionContext, schema: &str) -> Result<Option<Arc<dyn SchemaProvider>>> {
+    Ok(default_catalog(context)?.schema(schema))
+}
+
+fn default_catalog(context: &SessionContext) -> Result<Arc<dyn CatalogProvider>> {
+    let state = context.state();
+    let name = &state.config_options().catalog.default_catalog;
+    if let Some(catalog) = context.catalog(name) {
+        return Ok(catalog);
+    }
+    context.register_catalog(name, Arc::new(MemoryCatalogProvider::new()));
+    context.catalog(name).ok_or_else(|| Error::internal("the session has no catalog"))
+}

@@ -89,11 +89,18 @@ impl PaneStore {
     }
 
     /// Partial aggregates of the rows that are now pinned below the view; nothing in the store changes.
-    pub async fn delta(&self, state: &SessionState, bounds: Bounds, params: Params) -> Result<Delta> {
+    /// `sizes` are those of the views, whose late rows are counted.
+    pub async fn delta(
+        &self,
+        state: &SessionState,
+        bounds: Bounds,
+        params: Params,
+        sizes: impl Iterator<Item = i64>,
+    ) -> Result<Delta> {
         let input = self.definition.input.clone().with_param_values(params)?;
         let input = state.query_planner().create_physical_plan(&input, state).await?;
         let rows = collect(input, state.task_ctx()).await?;
-        let mut delta = Delta::default();
+        let mut delta = Delta { late: sizes.map(|size| (size, 0)).collect(), ..Delta::default() };
         let mut kept = Vec::with_capacity(rows.len());
         for batch in rows {
             kept.extend(self.admit(batch, bounds, &mut delta)?);

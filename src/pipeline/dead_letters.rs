@@ -1,0 +1,123 @@
+//! What the engine itself has to refuse, as rows of the table with `'role' 'dead_letters'`.
+//!
+//! It fills, by name, those declared of: error, stage ('query' or 'sink'), sink, raw, row_json, topic, partition, offset,
+//! batch; NULL where there is none. A row that a sink refused knows its record only if its table says so: columns
+//! `topic`, `partition`, `offset`, with or without a leading underscore.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+
+use super::run::RefusedRow;
+use crate::connector::{InsertRows, Refusal, TableDefinition};
+use crate::format::json_encode::encode_rows;
+use crate::{Error, Result};
+
+/// A row that was refused, and by whom.
+pub struct DeadLetter {
+    error: String,
+    stage: &'static str,
+    sink: Option<String>,
+    row: RecordBatch,
+    topic: Option<String>,
+    partition: Option<i64>,
+    offset: Option<i64>,
+}
+
+impl DeadLetter {
+    pub fn of_query(refused: &RefusedRow, source: &TableDefinition) -> Self {
+        Self {
+            error: refused.error.clone(),
+            stage: "query",
+            sink: None,
+            row: refused.row.clone(),
+            topic: Some(source.location.clone()),
+            partition: Some(i64::from(refused.partition)),
+            offset: Some(refused.offset),
+        }
+    }
+
+    /// # Errors
+    /// The sink named a row that the INSERT does not have.
+    pub fn of_sink(refusal: &Refusal, insert: &InsertRows) -> Result<Self> {
+        let mut position = refusal.row;
+        for batch in &insert.rows {
+            if position < batch.num_rows() {
+                let row = batch.slice(position, 1);
+                return Ok(Self {
+                    error: refusal.error.clone(),
+                    stage: "sink",
+                    sink: Some(insert.table.name.clone()),
+                    topic: text(&row, "topic"),
+                    partition: number(&row, "partition"),
+                    offset: number(&row, "offset"),
+                    row,
+                });
+            }
+            position -= batch.num_rows();
+        }
+        Err(Error::internal(format!("a sink refused row {} of {}, which has fewer", refusal.row, insert.table.name)))
+    }
+}
+
+fn column<'b>(row: &'b RecordBatch, name: &str) -> Option<&'b ArrayRef> {
+    row.column_by_name(name).or_else(|| row.column_by_name(&format!("_{name}")))
+}
+
+fn text(row: &RecordBatch, name: &str) -> Option<String> {
+    let texts = cast(column(row, name)?, &DataType::Utf8).ok()?;
+    let texts = texts.as_string::<i32>();
+    texts.is_valid(0).then(|| texts.value(0).to_string())
+}
+
+fn number(row: &RecordBatch, name: &str) -> Option<i64> {
+    let numbers = cast(column(row, name)?, &DataType::Int64).ok()?;
+    let numbers = numbers.as_primitive::<Int64Type>();
+    numbers.is_valid(0).then(|| numbers.value(0))
+}
+
+/// The letters as rows of the table, in their order.
+pub fn rows(letters: &[DeadLetter], batch: u64, table: &Arc<TableDefinition>) -> Result<Vec<RecordBatch>> {
+    if letters.is_empty() {
+        return Ok(vec![]);
+    }
+    let batch = i64::try_from(batch).ok();
+    let rows = letters.iter().map(|letter| {
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(table.schema.fields().len());
+        for field in table.schema.fields() {
+            columns.push(cell(letter, field, batch)?);
+        }
+        let fields = table.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        Ok(RecordBatch::try_new(schema, columns)?)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    Ok(vec![concat_batches(&rows[0].schema(), &rows)?])
+}
+
+fn cell(letter: &DeadLetter, field: &Field, batch: Option<i64>) -> Result<ArrayRef> {
+    let texts = |text: Option<&str>| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+    let numbers = |n: Option<i64>| Arc::new(arrow::array::Int64Array::from(vec![n])) as ArrayRef;
+    let value = match field.name().as_str() {
+        "error" => texts(Some(&letter.error)),
+        "stage" => texts(Some(letter.stage)),
+        "sink" => texts(letter.sink.as_deref()),
+        "raw" => match column(&letter.row, "raw") {
+            Some(raw) => Arc::clone(raw),
+            None => return Ok(new_null_array(field.data_type(), 1)),
+        },
+        "row_json" => {
+            let columns: Vec<usize> = (0..letter.row.num_columns()).collect();
+            let encoded = encode_rows(&letter.row, &columns)?;
+            texts(Some(&String::from_utf8_lossy(encoded.row(0))))
+        }
+        "topic" => texts(letter.topic.as_deref()),
+        "partition" => numbers(letter.partition),
+        "offset" => numbers(letter.offset),
+        "batch" => numbers(batch),
+        _ => return Ok(new_null_array(field.data_type(), 1)),
+    };
+    Ok(cast(&value, field.data_type())?)
+}

@@ -137,11 +137,11 @@ impl Durable {
         Self { inner: Arc::new(LocalFileSystem::new()) }
     }
 
-    /// Removes, in this folder (not below it), what writers left that were killed more than an hour ago.
+    /// Removes, in this folder and `depth` levels below it, what writers left that were killed more than an hour ago.
     ///
     /// # Errors
-    /// The folder cannot be read; a missing one is none.
-    pub fn sweep(folder: &FilePath) -> io::Result<usize> {
+    /// A folder cannot be read; a missing one is none.
+    pub fn sweep(folder: &FilePath, depth: usize) -> io::Result<usize> {
         let entries = match std::fs::read_dir(folder) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
             entries => entries?,
@@ -149,6 +149,10 @@ impl Durable {
         let mut removed = 0;
         for entry in entries {
             let entry = entry?;
+            if depth > 0 && entry.file_type()?.is_dir() {
+                removed += Self::sweep(&entry.path(), depth - 1)?;
+                continue;
+            }
             let leftover = entry.file_name().to_str().is_some_and(is_aside);
             let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
             // Whoever finished or removed it in between has done the work.

@@ -62,8 +62,6 @@ const EPOCH_ATTEMPTS: usize = 16;
 /// A payload beyond this is hashed on a blocking thread.
 const LARGE_PAYLOAD: usize = 1 << 20;
 
-const FOLDERS: [&str; 7] = ["epoch", "plan", "commit", "state", "refused", "program", "dimension"];
-
 /// In debug builds with the feature `failpoints`, a place where a test can make the protocol stop with an error.
 macro_rules! point {
     ($name:literal) => {
@@ -128,12 +126,10 @@ impl Checkpoint {
         if let Some(local) = &location.local {
             let folder = local.join(name);
             lock = Some(lock::take(&folder)?);
-            for folder in FOLDERS.map(|f| folder.join(f)).iter().chain([&folder]) {
-                let removed = durable::Durable::sweep(folder)
-                    .map_err(|e| Error::external(format!("could not read {}", folder.display())).cause(e))?;
-                if removed > 0 {
-                    tracing::info!(removed, folder = %folder.display(), "removed files that a killed process left half-written");
-                }
+            let removed = durable::Durable::sweep(&folder, 1)
+                .map_err(|e| Error::external(format!("could not read {}", folder.display())).cause(e))?;
+            if removed > 0 {
+                tracing::info!(removed, folder = %folder.display(), "removed files that a killed process left half-written");
             }
         }
         let mut inner = Inner::new(location, root, name, true, lock);

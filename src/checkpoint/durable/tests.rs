@@ -56,9 +56,9 @@ async fn leftovers_are_invisible_and_swept_when_old() {
     File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
     let listed: Vec<_> = store.list(path.parent().as_ref()).try_collect().await.unwrap();
     assert_eq!(listed.len(), 1);
-    assert_eq!(Durable::sweep(folder.path()).unwrap(), 1);
+    assert_eq!(Durable::sweep(folder.path(), 0).unwrap(), 1);
     assert!(!old.exists() && young.exists());
-    assert_eq!(Durable::sweep(&folder.path().join("missing")).unwrap(), 0);
+    assert_eq!(Durable::sweep(&folder.path().join("missing"), 3).unwrap(), 0);
 }
 
 #[tokio::test]

@@ -21,9 +21,12 @@ use uuid::Uuid;
 
 use crate::Result;
 
+pub mod file;
+pub mod memory;
 pub mod options;
+pub mod parquet;
 // Each line is added by whoever writes the folder:
-// pub mod database; pub mod kafka; pub mod memory; pub mod parquet;
+// pub mod database; pub mod kafka;
 
 pub use options::{OptionReader, redact};
 
@@ -228,8 +231,8 @@ pub struct WriteReport {
     /// By position of the INSERT.
     pub inserts: BTreeMap<usize, InsertReport>,
     pub refusals: Vec<Refusal>,
-    /// Files made, relative to the table's location (Parquet only).
-    pub files: Vec<String>,
+    /// Files made, by table, relative to the table's location (Parquet only).
+    pub files: BTreeMap<String, Vec<String>>,
     /// The batch was there already: nothing was written now.
     pub already: bool,
 }

@@ -1,0 +1,345 @@
+//! Object storage whose `put` is on disk when it returns.
+//!
+//! object_store's `LocalFileSystem` never calls fsync: after a power cut a file it acknowledged may be empty or gone.
+//! [`Durable`] wraps it and writes by itself:
+//!
+//! ```text
+//! create name#123 beside the target ─▶ write ─▶ fsync ─▶ link (Create) or rename (Overwrite) ─▶ fsync the folder
+//! ```
+//!
+//! Folders that had to be made are fsynced into their parents first. A reader sees the whole object or none, and
+//! `Create` succeeds for one writer only (the kernel's `link` decides). Reading, listing and deleting are
+//! `LocalFileSystem`'s own; its listings hide names that end in `#` and digits, so a file left by a kill is invisible.
+//! [`Durable::sweep`] removes such leftovers.
+//!
+//! Files are 0600 and folders 0750: a checkpoint holds rows and SQL.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result as StoreResult, UploadPart,
+};
+use uuid::Uuid;
+
+use crate::connector::redact;
+use crate::{Error, Result};
+
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o750;
+
+/// A leftover younger than this may be a write in progress.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// An address, resolved: which store, and where in it.
+#[derive(Debug, Clone)]
+pub struct Location {
+    pub store: Arc<dyn ObjectStore>,
+    pub path: Path,
+    /// The folder or file on this machine, where it is one. It need not exist.
+    pub local: Option<PathBuf>,
+    /// How DataFusion names the store.
+    pub url: ObjectStoreUrl,
+}
+
+impl Location {
+    /// A path or `file://` URL is durable local storage; `memory://NAME` is one store per NAME in this process (tests).
+    ///
+    /// # Errors
+    /// Another scheme, or a path that cannot be one of an object. Nothing is created or read.
+    pub fn parse(address: &str) -> Result<Self> {
+        let invalid = |e: &dyn fmt::Display| Error::user(format!("{:?} is not a usable path", redact(address))).cause(e);
+        match address.split_once("://") {
+            None | Some(("file", _)) => {
+                let path = match address.strip_prefix("file://") {
+                    None => PathBuf::from(address),
+                    Some(rest) if rest.starts_with('/') => {
+                        let decoded = Path::from_url_path(rest).map_err(|e| invalid(&e))?;
+                        FilePath::new("/").join(decoded.as_ref())
+                    }
+                    Some(_) => return Err(invalid(&"a file URL begins with three slashes, as file:///data")),
+                };
+                let local = resolve(&path).map_err(|e| invalid(&e))?;
+                let path = Path::from_absolute_path(&local).map_err(|e| invalid(&e))?;
+                let url = ObjectStoreUrl::local_filesystem();
+                Ok(Self { store: Arc::new(Durable::new()), path, local: Some(local), url })
+            }
+            Some(("memory", rest)) => {
+                let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
+                let path = Path::parse(path.trim_matches('/')).map_err(|e| invalid(&e))?;
+                let url = ObjectStoreUrl::parse(format!("memory://{name}")).map_err(|e| invalid(&e))?;
+                Ok(Self { store: memory(name), path, local: None, url })
+            }
+            Some((scheme @ ("s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "http" | "https"), _)) => {
+                Err(Error::user(format!("{}: {scheme} comes with a later release", redact(address)))
+                    .hint("use a local path or a file:/// URL"))
+            }
+            Some((scheme, _)) => Err(Error::user(format!("{}: {scheme} is not a kind of storage", redact(address)))
+                .hint("use a local path or a file:/// URL")),
+        }
+    }
+
+    /// For messages.
+    pub fn describe(&self, path: &Path) -> String {
+        match self.local {
+            Some(_) => format!("/{path}"),
+            None => format!("{}{path}", self.url.as_str()),
+        }
+    }
+}
+
+/// Stores of `memory://NAME`: two openings of one name see the same objects.
+fn memory(name: &str) -> Arc<dyn ObjectStore> {
+    static STORES: LazyLock<Mutex<BTreeMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(stores.entry(name.to_string()).or_default()) as Arc<dyn ObjectStore>
+}
+
+/// Absolute, without `..` and links, as far as it exists.
+fn resolve(path: &FilePath) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    let mut existing = absolute.as_path();
+    let mut rest = vec![];
+    loop {
+        match existing.canonicalize() {
+            Ok(base) => return Ok(rest.iter().rev().fold(base, |path, name| path.join(name))),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let name = existing.file_name().ok_or_else(|| io::Error::other("'..' leads through a missing folder"))?;
+                rest.push(name.to_owned());
+                existing = existing.parent().ok_or(e)?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// See the module's documentation. Paths are absolute: the root of the store is the root of the file system.
+#[derive(Debug, Clone)]
+pub struct Durable {
+    inner: Arc<LocalFileSystem>,
+}
+
+impl Durable {
+    pub fn new() -> Self {
+        Self { inner: Arc::new(LocalFileSystem::new()) }
+    }
+
+    /// Removes, in this folder and `depth` levels below it, what writers left that were killed more than an hour ago.
+    ///
+    /// # Errors
+    /// A folder cannot be read; a missing one is none.
+    pub fn sweep(folder: &FilePath, depth: usize) -> io::Result<usize> {
+        let entries = match std::fs::read_dir(folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut removed = 0;
+        for entry in entries {
+            let entry = entry?;
+            if depth > 0 && entry.file_type()?.is_dir() {
+                removed += Self::sweep(&entry.path(), depth - 1)?;
+                continue;
+            }
+            let leftover = entry.file_name().to_str().is_some_and(is_aside);
+            let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
+            // Whoever finished or removed it in between has done the work.
+            if leftover && matches!(age, Ok(Ok(age)) if age > LEFTOVER_AGE) && std::fs::remove_file(entry.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+impl Default for Durable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Durable({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Durable {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        let create = match options.mode {
+            PutMode::Create => true,
+            PutMode::Overwrite => false,
+            PutMode::Update(_) => {
+                return Err(object_store::Error::NotImplemented {
+                    operation: "put of a given version".into(),
+                    implementer: self.to_string(),
+                });
+            }
+        };
+        let path = self.inner.path_to_filesystem(location)?;
+        blocking(move || put(&path, &payload, create)).await
+    }
+
+    async fn put_multipart_opts(&self, to: &Path, _: PutMultipartOptions) -> StoreResult<Box<dyn MultipartUpload>> {
+        Ok(Box::new(Upload { store: self.clone(), to: to.clone(), parts: vec![] }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> StoreResult<()> {
+        Err(self.unused("copy"))
+    }
+
+    async fn rename_opts(&self, _: &Path, _: &Path, _: RenameOptions) -> StoreResult<()> {
+        Err(self.unused("rename"))
+    }
+}
+
+impl Durable {
+    /// Nothing here copies or renames; a version that is not fsynced must not slip in.
+    fn unused(&self, operation: &str) -> object_store::Error {
+        object_store::Error::NotImplemented { operation: operation.into(), implementer: self.to_string() }
+    }
+}
+
+/// Parts are kept in memory until the end: what we write fits there anyway (one batch's rows, encoded).
+#[derive(Debug)]
+struct Upload {
+    store: Durable,
+    to: Path,
+    parts: Vec<bytes::Bytes>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.parts.extend(data);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    async fn complete(&mut self) -> StoreResult<PutResult> {
+        let payload = std::mem::take(&mut self.parts).into_iter().collect();
+        self.store.put_opts(&self.to, payload, PutMode::Overwrite.into()).await
+    }
+
+    async fn abort(&mut self) -> StoreResult<()> {
+        self.parts.clear();
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => runtime.spawn_blocking(work).await?,
+        Err(_) => work(),
+    }
+}
+
+fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutResult> {
+    fail::fail_point!("durable::before_write", |_| Err(generic(io::Error::other("fail point durable::before_write"), path)));
+    let folder = path.parent().ok_or_else(|| generic(io::Error::other("the root is a folder"), path))?;
+    let (mut file, aside) = open_aside(path, folder).map_err(|e| generic(e, path))?;
+    let placed = (|| {
+        payload.iter().try_for_each(|chunk| file.write_all(chunk))?;
+        file.sync_all()?;
+        drop(file);
+        if create { std::fs::hard_link(&aside, path) } else { std::fs::rename(&aside, path) }
+    })();
+    if create || placed.is_err() {
+        // A leftover that cannot be removed is swept later.
+        std::fs::remove_file(&aside).ok();
+    }
+    match placed {
+        Ok(()) => {}
+        Err(e) if create && e.kind() == ErrorKind::AlreadyExists => {
+            // Another writer may be between its link and its fsync: what we report as there must be there for good.
+            sync_folder(folder).map_err(|e| generic(e, folder))?;
+            return Err(object_store::Error::AlreadyExists { path: path.display().to_string(), source: e.into() });
+        }
+        Err(e) => return Err(generic(e, path)),
+    }
+    fail::fail_point!("durable::after_place", |_| Err(generic(io::Error::other("fail point durable::after_place"), path)));
+    sync_folder(folder).map_err(|e| generic(e, folder))?;
+    Ok(PutResult { e_tag: None, version: None })
+}
+
+/// A new file beside the target, under a name that listings hide.
+fn open_aside(path: &FilePath, folder: &FilePath) -> io::Result<(File, PathBuf)> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no name"))?;
+    let mut aside = name.to_owned();
+    aside.push(format!("#{}", Uuid::new_v4().as_u64_pair().0));
+    let aside = folder.join(aside);
+    let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&aside);
+    match open() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            create_folders(folder)?;
+            Ok((open()?, aside))
+        }
+        file => Ok((file?, aside)),
+    }
+}
+
+fn is_aside(name: &str) -> bool {
+    name.rsplit_once('#').is_some_and(|(_, end)| !end.is_empty() && end.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Makes the folder and what is missing above it, each fsynced into its parent.
+///
+/// # Errors
+/// No permission, a file in the way, disk trouble.
+pub fn create_folders(folder: &FilePath) -> io::Result<()> {
+    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            create_folders(folder.parent().ok_or(e)?)?;
+            return create_folders(folder);
+        }
+        Err(e) => return Err(e),
+    }
+    folder.parent().map_or(Ok(()), sync_folder)
+}
+
+fn sync_folder(folder: &FilePath) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn generic(e: io::Error, path: &FilePath) -> object_store::Error {
+    let source = io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    object_store::Error::Generic { store: "Durable", source: Box::new(source) }
+}
+
+#[cfg(test)]
+#[path = "durable/tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+use std::os::unix::fs::PermissionsExt;
+
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+
+use super::*;
+
+fn local(folder: &FilePath, name: &str) -> (Arc<dyn ObjectStore>, Path) {
+    let location = Location::parse(folder.join(name).to_str().unwrap()).unwrap();
+    (location.store, location.path)
+}
+
+#[tokio::test]
+async fn what_is_put_is_read_and_nothing_is_left_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = local(folder.path(), "a/b/c d%20é");
+    store.put(&path, "one".into()).await.unwrap();
+    store.put(&path, "two".into()).await.unwrap();
+    assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "two");
+    let inside = folder.path().join("a/b");
+    let names: Vec<_> = std::fs::read_dir(&inside).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["c d%20é"]);
+    assert_eq!(std::fs::metadata(inside.join("c d%20é")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(&inside).unwrap().permissions().mode() & 0o027, 0);
+}
+
+#[tokio::test]
+async fn of_many_creators_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = local(folder.path(), "record");
+    let puts = (0..20).map(|n| {
+        let (store, path) = (Arc::clone(&store), path.clone());
+        tokio::spawn(async move { (n, store.put_opts(&path, format!("{n}").into(), PutMode::Create.into()).await) })
+    });
+    let mut winner = None;
+    for put in puts.collect::<Vec<_>>() {
+        match put.await.unwrap() {
+            (n, Ok(_)) => assert_eq!(winner.replace(n), None),
+            (_, Err(e)) => assert!(matches!(e, object_store::Error::AlreadyExists { .. }), "{e}"),
+        }
+    }
+    let content = store.get(&path).await.unwrap().bytes().await.unwrap();
+    assert_eq!(content, winner.unwrap().to_string());
+}
+
+#[tokio::test]
+async fn leftovers_are_invisible_and_swept_when_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = local(folder.path(), "record");
+    store.put(&path, "kept".into()).await.unwrap();
+    let (old, young) = (folder.path().join("record#1"), folder.path().join("record#2"));
+    for aside in [&old, &young] {
+        std::fs::write(aside, "torn").unwrap();
+    }
+    let long_ago = SystemTime::now() - LEFTOVER_AGE * 2;
+    File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
+    let listed: Vec<_> = store.list(path.parent().as_ref()).try_collect().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(Durable::sweep(folder.path(), 0).unwrap(), 1);
+    assert!(!old.exists() && young.exists());
+    assert_eq!(Durable::sweep(&folder.path().join("missing"), 3).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_in_parts_appears_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = local(folder.path(), "big");
+    let mut upload = store.put_multipart(&path).await.unwrap();
+    upload.put_part("first, ".into()).await.unwrap();
+    assert!(store.head(&path).await.is_err());
+    upload.put_part("second".into()).await.unwrap();
+    upload.complete().await.unwrap();
+    assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "first, second");
+}
+
+#[test]
+fn addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().canonicalize().unwrap();
+    let text = base.to_str().unwrap();
+    assert_eq!(Location::parse(&format!("{text}/x/../y/")).unwrap_err().fault(), crate::Fault::User);
+    assert_eq!(Location::parse(&format!("{text}/x/")).unwrap().local, Some(base.join("x")));
+    assert_eq!(Location::parse(&format!("file://{text}/a%20b")).unwrap().local, Some(base.join("a b")));
+    assert!(Location::parse("relative/folder").unwrap().local.unwrap().is_absolute());
+    for (address, part) in [("s3://bucket/x", "later release"), ("ftp://x", "not a kind"), ("file://x", "three slashes")] {
+        let error = Location::parse(address).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let (store, path) = local(folder.path(), "record");
+    let below = path.parent().unwrap().join("file").join("record");
+    let error = store.put(&below, "x".into()).await.unwrap_err();
+    assert!(error.to_string().contains("file/record"), "{error}");
+}

@@ -1,0 +1,313 @@
+//! A Parquet folder as a table, over exactly the files that count.
+//!
+//! DataFusion's own `ListingTable` takes whatever lies in a folder, and cannot take partition values with an explicit
+//! list of files; so the list is made here and scanned with DataFusion's `ParquetSource`. Files are pruned by
+//! partition value, then by statistics of files and row groups.
+//!
+//! The list is made once, by [`provider`]: a query sees one state of the table however often it scans it.
+//!
+//! Failure: a file that is no whole Parquet file, lies in no partition, or has a column of another kind than declared
+//! is an error that names it.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::can_cast_types;
+use arrow::datatypes::{Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, DFSchema, DataFusionError, ScalarValue, Statistics, project_schema};
+use datafusion::datasource::TableType;
+use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::listing::helpers::expr_applicable_for_cols;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectMeta, ObjectStoreExt};
+use uuid::Uuid;
+
+use super::{Table, layout};
+use crate::connector::{BoundedTable, TableDefinition};
+use crate::{Error, Result};
+
+/// Footers read at a time.
+const CONCURRENT_FOOTERS: usize = 32;
+
+type DfResult<T> = datafusion::common::Result<T>;
+
+/// Which files of a table's folder count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visible {
+    /// The table is only read: every `.parquet` file.
+    All,
+    /// The pipeline writes it: its own files up to the last committed batch (`None`: none yet).
+    Committed { pipeline: Uuid, last: Option<u64> },
+}
+
+/// Lists the table's files and makes a table of those that count. No file is opened yet.
+///
+/// # Errors
+/// The declaration cannot work; the folder cannot be listed; a table that is only read has no folder; a file lies in
+/// no partition.
+pub async fn provider(
+    definition: &Arc<TableDefinition>,
+    visible: Visible,
+    session: &dyn Session,
+) -> Result<BoundedTable> {
+    let table = Table::new(definition)?;
+    let location = &table.location;
+    if location.local.is_none() {
+        session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
+    }
+    let mut files = vec![];
+    for object in list(&table, visible).await? {
+        let values = partition_values(&table, &object)?;
+        files.push(PartitionedFile::new_from_meta(object).with_partition_values(values));
+    }
+    // The same order on every machine, oldest batch first.
+    files.sort_by(|a, b| a.object_meta.location.cmp(&b.object_meta.location));
+    Ok(Arc::new(ParquetTable::new(table, files)))
+}
+
+async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
+    let location = &table.location;
+    let failed = |e: object_store::Error| table.failed("list").cause(e).retryable();
+    if visible == Visible::All {
+        // LOCATION may be one file.
+        if location.path.as_ref().ends_with(".parquet") && location.local.as_ref().is_none_or(|local| local.is_file()) {
+            return Ok(vec![location.store.head(&location.path).await.map_err(failed)?]);
+        }
+        if location.local.as_ref().is_some_and(|local| !local.exists()) {
+            return Err(Error::user(format!("table {} has no folder", table.definition.name))
+                .at(table.definition.place.clone())
+                .cause(format!("LOCATION '{}' does not exist", table.definition.location))
+                .hint("a path is relative to the folder that poundlock was started in"));
+        }
+    }
+    let mut found = vec![];
+    let (mut foreign, mut example) = (0, None);
+    let mut listing = location.store.list(Some(&location.path));
+    while let Some(object) = listing.try_next().await.map_err(failed)? {
+        let name = object.location.filename().unwrap_or_default();
+        let below = object.location.prefix_match(&location.path);
+        let hidden = below.is_some_and(|mut parts| parts.any(|part| part.as_ref().starts_with(['_', '.'])));
+        if !name.ends_with(".parquet") || hidden {
+            continue;
+        }
+        match (visible, layout::FileName::parse(name)) {
+            (Visible::All, _) => found.push(object),
+            (Visible::Committed { pipeline, last }, Some(name)) if name.pipeline == pipeline => {
+                if last.is_some_and(|last| name.batch <= last) {
+                    found.push(object);
+                }
+            }
+            (Visible::Committed { .. }, _) => {
+                foreign += 1;
+                example.get_or_insert(object.location);
+            }
+        }
+    }
+    if let Some(example) = example {
+        let table = table.definition.name.as_str();
+        tracing::warn!(files = foreign, table, %example, "files of the table are none of this pipeline's and are not read");
+    }
+    Ok(found)
+}
+
+/// From the path's folders.
+fn partition_values(table: &Table, object: &ObjectMeta) -> Result<Vec<ScalarValue>> {
+    let misplaced = |cause: String| {
+        Error::user(format!("file /{} is in no partition of table {}", object.location, table.definition.name))
+            .at(table.definition.place.clone())
+            .cause(cause)
+            .hint("the table's files lie in folders named column=value, one level for each column of PARTITIONED BY")
+    };
+    let folders: Vec<String> = match object.location.prefix_match(&table.location.path) {
+        Some(parts) => parts.map(|part| part.as_ref().to_string()).collect(),
+        None => vec![],
+    };
+    let mut values = vec![];
+    for (level, field) in table.partition_fields().into_iter().enumerate() {
+        let folder = if level + 1 < folders.len() { folders[level].as_str() } else { "" };
+        let value = match layout::parse_folder(folder) {
+            Some((column, value)) if column == *field.name() => value,
+            _ => return Err(misplaced(format!("there is no folder {}=… at level {}", field.name(), level + 1))),
+        };
+        let scalar = match value {
+            None => ScalarValue::try_from(field.data_type()),
+            Some(text) => ScalarValue::try_from_string(text, field.data_type()),
+        };
+        values.push(scalar.map_err(|e| misplaced(format!("{folder:?}: {}", e.strip_backtrace())))?);
+    }
+    Ok(values)
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct ParquetTable {
+    table: Table,
+    /// Columns in the files, then partition columns: how DataFusion counts them in a scan.
+    scanned: TableSchema,
+    /// Where each declared column is in `scanned`.
+    order: Vec<usize>,
+    files: Vec<PartitionedFile>,
+}
+
+impl ParquetTable {
+    fn new(table: Table, files: Vec<PartitionedFile>) -> Self {
+        let scanned = TableSchema::builder(table.file_schema()).with_table_partition_cols(table.partition_fields()).build();
+        let positions: Vec<usize> = table.file_columns.iter().chain(&table.partition_columns).copied().collect();
+        let mut order = vec![0; positions.len()];
+        for (scan_position, declared) in positions.into_iter().enumerate() {
+            order[declared] = scan_position;
+        }
+        Self { table, scanned, order, files }
+    }
+
+    /// Files that the table consists of.
+    pub fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    fn on_partitions(&self, filter: &Expr) -> bool {
+        let columns: Vec<&str> = self.table.definition.partition_columns.iter().map(String::as_str).collect();
+        !columns.is_empty() && expr_applicable_for_cols(&columns, filter)
+    }
+
+    /// Files whose partition values pass the filters.
+    fn prune(&self, state: &dyn Session, filters: Vec<Expr>) -> DfResult<Vec<PartitionedFile>> {
+        let Some(filter) = conjunction(filters) else { return Ok(self.files.clone()) };
+        if self.files.is_empty() {
+            return Ok(vec![]);
+        }
+        let fields = self.table.partition_fields();
+        let columns = (0..fields.len()).map(|column| {
+            let values = self.files.iter().map(|file| file.partition_values[column].clone());
+            ScalarValue::iter_to_array(values)
+        });
+        let nullable = fields.iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
+        let schema = Arc::new(Schema::new(nullable));
+        let values = RecordBatch::try_new(Arc::clone(&schema), columns.collect::<DfResult<_>>()?)?;
+        let passes = state.create_physical_expr(filter, &DFSchema::try_from(schema)?)?;
+        let passes = passes.evaluate(&values)?.into_array(self.files.len())?;
+        let passes = passes.as_boolean();
+        let files = self.files.iter().enumerate().filter(|(row, _)| passes.is_valid(*row) && passes.value(*row));
+        Ok(files.map(|(_, file)| file.clone()).collect())
+    }
+
+    /// Reads the footer (cached): row count, minima and maxima; checks the columns.
+    async fn inspect(&self, state: &dyn Session, format: &ParquetFormat, file: PartitionedFile) -> DfResult<PartitionedFile> {
+        let store = &self.table.location.store;
+        let named = |e: DataFusionError| {
+            DataFusionError::Context(format!("file /{} cannot be read as Parquet", file.object_meta.location), Box::new(e))
+        };
+        let found = format.infer_schema(state, store, std::slice::from_ref(&file.object_meta)).await.map_err(named)?;
+        for declared in self.scanned.file_schema().fields() {
+            if let Ok(column) = found.field_with_name(declared.name())
+                && !can_cast_types(column.data_type(), declared.data_type())
+            {
+                return Err(named(DataFusionError::Plan(format!(
+                    "column {:?} is {} in the file and {} in the declaration of table {}",
+                    declared.name(), column.data_type(), declared.data_type(), self.table.definition.name
+                ))));
+            }
+        }
+        let file_schema = Arc::clone(self.scanned.file_schema());
+        let statistics = format.infer_stats(state, store, file_schema, &file.object_meta).await.map_err(named)?;
+        Ok(with_statistics(file, statistics))
+    }
+}
+
+/// The file's statistics and those of its partition values. (DataFusion's own method takes a NULL value for none.)
+fn with_statistics(mut file: PartitionedFile, mut statistics: Statistics) -> PartitionedFile {
+    for value in &file.partition_values {
+        let mut column = ColumnStatistics::new_unknown();
+        column.distinct_count = Precision::Exact(1);
+        if value.is_null() {
+            column.null_count = statistics.num_rows;
+        } else {
+            column.null_count = Precision::Exact(0);
+            column.min_value = Precision::Exact(value.clone());
+            column.max_value = Precision::Exact(value.clone());
+        }
+        statistics.column_statistics.push(column);
+    }
+    file.statistics = Some(Arc::new(statistics));
+    file
+}
+
+fn row_count(file: &PartitionedFile) -> usize {
+    file.statistics.as_ref().and_then(|s| s.num_rows.get_value().copied()).unwrap_or(0)
+}
+
+#[async_trait]
+impl TableProvider for ParquetTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.table.definition.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DfResult<Vec<TableProviderFilterPushDown>> {
+        let decide = |filter: &&Expr| match self.on_partitions(filter) {
+            true => TableProviderFilterPushDown::Exact,
+            false => TableProviderFilterPushDown::Inexact,
+        };
+        Ok(filters.iter().map(decide).collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let (on_partitions, others): (Vec<Expr>, Vec<Expr>) =
+            filters.iter().cloned().partition(|filter| self.on_partitions(filter));
+        let files = self.prune(state, on_partitions)?;
+        let format = ParquetFormat::default().with_options(state.default_table_options().parquet);
+        // Files beyond a LIMIT need not be looked at; with a filter none can be counted on.
+        let enough = limit.filter(|_| others.is_empty()).unwrap_or(usize::MAX);
+        let (total, mut rows, mut inspected) = (files.len(), 0, Vec::with_capacity(files.len()));
+        let mut footers =
+            futures::stream::iter(files).map(|file| self.inspect(state, &format, file)).buffered(CONCURRENT_FOOTERS).boxed();
+        while rows < enough && let Some(file) = footers.try_next().await? {
+            rows += row_count(&file);
+            inspected.push(file);
+        }
+        drop(footers);
+        if inspected.is_empty() {
+            return Ok(Arc::new(EmptyExec::new(project_schema(&self.schema(), projection)?)));
+        }
+
+        let schema = self.scanned.table_schema();
+        let all = inspected.iter().filter_map(|file| file.statistics.as_deref());
+        let mut statistics = Statistics::try_merge_iter(all, schema)?;
+        if inspected.len() < total {
+            statistics = statistics.to_inexact();
+        }
+        let groups = FileGroup::new(inspected).split_files(state.config().target_partitions().max(1));
+        let columns = match projection {
+            Some(columns) => columns.iter().map(|column| self.order[*column]).collect(),
+            None => self.order.clone(),
+        };
+        let source = Arc::new(ParquetSource::new(self.scanned.clone()));
+        let config = FileScanConfigBuilder::new(self.table.location.url.clone(), source)
+            .with_file_groups(groups)
+            .with_statistics(statistics)
+            .with_projection_indices(Some(columns))?
+            .with_limit(limit)
+            .build();
+        format.create_physical_plan(state, config).await
+    }
+}

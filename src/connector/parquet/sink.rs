@@ -1,0 +1,258 @@
+//! Writes the rows of a batch as files named by the batch.
+//!
+//! ```text
+//! rows of an INSERT ─▶ by partition ─▶ encoded in memory (blocking threads) ─▶ one durable put per file
+//! ```
+//!
+//! The sequence in a file's name is INSERT × 1,000 + the place of its partition among the batch's sorted ones: it
+//! follows from the plan, so a replay puts the same bytes under the same names, whatever was there.
+//!
+//! The sink is not told when the batch is committed and needs not be: a file of a batch beyond the last commit does
+//! not count for our readers, and is written again by the replay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use uuid::Uuid;
+
+use super::Table;
+use super::layout::FileName;
+use super::partition::{self, PARTITIONS_PER_INSERT};
+use crate::checkpoint::durable::{Durable, create_folders};
+use crate::connector::{
+    Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, WriteReport, WriteRequest,
+};
+use crate::{Error, Result};
+
+/// Files written at a time; each waits for the disk.
+const CONCURRENT_PUTS: usize = 8;
+
+/// INSERTs encoded at a time: one core each.
+const CONCURRENT_ENCODERS: usize = 2;
+
+/// All Parquet tables of the program that live in one store.
+#[derive(Debug)]
+pub struct ParquetSink {
+    name: String,
+    tables: BTreeMap<String, Arc<Table>>,
+    pipeline: Option<Uuid>,
+    /// Batches from a number on that have files here; known once asked for.
+    found: Option<(u64, BTreeSet<u64>)>,
+}
+
+impl ParquetSink {
+    /// One sink for each store that the tables live in. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// Options, columns or locations that cannot work; two tables in one folder.
+    pub fn for_tables(definitions: &[Arc<TableDefinition>]) -> Result<Vec<Self>> {
+        let (mut tables, mut errors) = (vec![], vec![]);
+        for definition in definitions {
+            match Table::new(definition) {
+                Ok(table) => tables.push(Arc::new(table)),
+                Err(error) => errors.push(error),
+            }
+        }
+        for (i, table) in tables.iter().enumerate() {
+            let shared = tables[..i].iter().find(|other| {
+                let (a, b) = (&other.location, &table.location);
+                other.definition.name != table.definition.name
+                    && a.url == b.url
+                    && (a.path.prefix_matches(&b.path) || b.path.prefix_matches(&a.path))
+            });
+            if let Some(other) = shared {
+                let (one, two) = (&other.definition.name, &table.definition.name);
+                let error = Error::user(format!("tables {one} and {two} share a folder"))
+                    .at(table.definition.place.clone())
+                    .hint("every file below a table's LOCATION is the table's: give each a folder of its own");
+                errors.push(error);
+            }
+        }
+        if let Some(error) = Error::all(errors) {
+            return Err(error);
+        }
+        let mut sinks: Vec<Self> = vec![];
+        for table in tables {
+            let same_store = |sink: &&mut Self| sink.tables.values().any(|t| t.location.url == table.location.url);
+            match sinks.iter_mut().find(same_store) {
+                Some(sink) => {
+                    sink.tables.insert(table.definition.name.clone(), table);
+                }
+                None => {
+                    let name = if sinks.is_empty() { "parquet".to_string() } else { format!("parquet-{}", sinks.len() + 1) };
+                    let tables = BTreeMap::from([(table.definition.name.clone(), table)]);
+                    sinks.push(Self { name, tables, pipeline: None, found: None });
+                }
+            }
+        }
+        Ok(sinks)
+    }
+
+    fn pipeline(&self) -> Result<Uuid> {
+        self.pipeline.ok_or_else(|| Error::internal(format!("sink {} was not opened", self.name)))
+    }
+}
+
+#[async_trait]
+impl Sink for ParquetSink {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee {
+            level: "exactly-once",
+            how: "files are named by batch and written again under the same names; poundlock reads only files of \
+                  committed batches. Other readers may see a whole file a moment before its batch is committed"
+                .into(),
+        }
+    }
+
+    /// Keeps no number of its own: `None`.
+    async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
+        for table in self.tables.values() {
+            prepare(table).await?;
+        }
+        self.pipeline = Some(identity.uuid);
+        self.found = None;
+        Ok(None)
+    }
+
+    /// Lists every table once, then remembers; asked at a start, of the few batches that are pending.
+    async fn holds(&mut self, batch: u64) -> Result<bool> {
+        let pipeline = self.pipeline()?;
+        if let Some((from, found)) = &self.found
+            && *from <= batch
+        {
+            return Ok(found.contains(&batch));
+        }
+        let mut found = BTreeSet::new();
+        for table in self.tables.values() {
+            let mut listing = table.location.store.list(Some(&table.location.path));
+            while let Some(object) = listing.try_next().await.map_err(|e| table.failed("list").cause(e).retryable())? {
+                let name = object.location.filename().and_then(FileName::parse);
+                found.extend(name.filter(|n| n.pipeline == pipeline && n.batch >= batch).map(|n| n.batch));
+            }
+        }
+        let holds = found.contains(&batch);
+        self.found = Some((batch, found));
+        Ok(holds)
+    }
+
+    async fn write(&mut self, request: &WriteRequest) -> Result<WriteReport> {
+        fail::fail_point!("parquet::before_write", |_| Err(Error::external("fail point parquet::before_write").retryable()));
+        let pipeline = self.pipeline()?;
+        if let Some((from, found)) = &mut self.found
+            && *from <= request.batch
+        {
+            found.insert(request.batch);
+        }
+        let mut encoders = vec![];
+        for insert in &request.inserts {
+            let table = self.tables.get(&insert.table.name).cloned();
+            let name = &insert.table.name;
+            let table = table.ok_or_else(|| Error::internal(format!("table {name} is not of this sink")))?;
+            let (insert, batch) = (insert.clone(), request.batch);
+            encoders.push(async move {
+                let encode = move || Encoded::new(table, &insert, pipeline, batch);
+                tokio::task::spawn_blocking(encode).await.map_err(|e| Error::internal("writing Parquet was stopped").cause(e))?
+            });
+        }
+        let encoded: Vec<Encoded> = futures::stream::iter(encoders).buffered(CONCURRENT_ENCODERS).try_collect().await?;
+
+        let mut report = WriteReport::default();
+        let mut puts = vec![];
+        for one in encoded {
+            report.inserts.insert(one.insert, one.report);
+            report.refusals.extend(one.refusals);
+            let files = report.files.entry(one.table.definition.name.clone()).or_default();
+            for (path, bytes) in one.files {
+                files.push(path.clone());
+                puts.push((Arc::clone(&one.table), path, bytes));
+            }
+        }
+        report.files.retain(|_, files| !files.is_empty());
+        let puts = puts.into_iter().map(|(table, path, bytes)| async move {
+            fail::fail_point!("parquet::before_put", |_| Err(Error::external("fail point parquet::before_put").retryable()));
+            let to = path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
+            let to = to.map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
+            let put = table.location.store.put(&to, bytes.into()).await;
+            put.map_err(|e| table.failed("write").cause(e).retryable())
+        });
+        let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
+        tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
+        fail::fail_point!("parquet::after_write", |_| Err(Error::external("fail point parquet::after_write").retryable()));
+        Ok(report)
+    }
+}
+
+/// The folder is there, can be written, and holds no leftovers.
+async fn prepare(table: &Arc<Table>) -> Result<()> {
+    if let Some(local) = table.location.local.clone() {
+        let depth = table.partition_columns.len();
+        let prepared = tokio::task::spawn_blocking(move || {
+            create_folders(&local)?;
+            Durable::sweep(&local, depth)
+        });
+        let prepared = prepared.await.map_err(|e| Error::internal("opening Parquet was stopped").cause(e))?;
+        let removed = prepared.map_err(|e| table.failed("open").cause(e))?;
+        if removed > 0 {
+            let table = table.definition.name.as_str();
+            tracing::info!(removed, table, "removed files that a killed process left half-written");
+        }
+    }
+    // Names that begin with '_' are no data for any reader of such folders.
+    let probe = table.location.path.clone().join(format!("_poundlock_can_write_{}", Uuid::new_v4().simple()));
+    let store = &table.location.store;
+    store.put(&probe, Bytes::new().into()).await.map_err(|e| table.failed("write to").cause(e).retryable())?;
+    store.delete(&probe).await.map_err(|e| table.failed("write to").cause(e).retryable())
+}
+
+/// The files of one INSERT, in memory.
+struct Encoded {
+    insert: usize,
+    table: Arc<Table>,
+    /// Path relative to the table's location, content.
+    files: Vec<(String, Bytes)>,
+    refusals: Vec<Refusal>,
+    report: InsertReport,
+}
+
+impl Encoded {
+    fn new(table: Arc<Table>, insert: &InsertRows, pipeline: Uuid, batch: u64) -> Result<Self> {
+        let (parts, refusals) = partition::split(&table, insert)?;
+        let mut files = Vec::with_capacity(parts.len());
+        for (place, part) in parts.into_iter().enumerate() {
+            let sequence = insert.insert * PARTITIONS_PER_INSERT + place;
+            let name = FileName { pipeline, batch, sequence }.format();
+            let path = if part.folder.is_empty() { name } else { format!("{}/{name}", part.folder) };
+            let bytes = encode(&table, &part.rows).map_err(|e| table.failed("encode").cause(e))?;
+            files.push((path, bytes));
+        }
+        let refused = refusals.len() as u64;
+        let report = InsertReport { written: insert.row_count() as u64 - refused, conflict: 0, refused };
+        Ok(Self { insert: insert.insert, table, files, refusals, report })
+    }
+}
+
+fn encode(table: &Table, rows: &RecordBatch) -> parquet::errors::Result<Bytes> {
+    let properties = WriterProperties::builder()
+        .set_compression(table.compression)
+        .set_max_row_group_row_count(Some(table.rows_per_row_group))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .build();
+    // No Arrow schema in the file: a reader that follows it would see string views, which few know.
+    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), rows.schema(), options)?;
+    writer.write(rows)?;
+    Ok(writer.into_inner()?.into())
+}

@@ -34,17 +34,16 @@ impl Bytes {
         Ok(())
     }
 
-    /// `start` is the byte of the opening quote.
     #[inline]
-    pub fn push_text(&mut self, text: Text<'_>, start: usize) -> Outcome<()> {
+    pub fn push_text(&mut self, text: Text<'_>) -> Outcome<()> {
         if !text.escaped {
-            return self.push(text.raw.as_bytes(), start);
+            return self.push(text.raw.as_bytes(), text.at);
         }
-        self.fits(text.raw.len(), start)?;
+        self.fits(text.raw.len(), text.at)?;
         let begin = self.data.len();
         if let Err(at) = unescape(text.raw, &mut self.data) {
             self.data.truncate(begin);
-            return Err(half_pair(start, at));
+            return Err(half_pair(text, at));
         }
         self.seal(begin);
         Ok(())
@@ -109,6 +108,6 @@ fn length(view: u128) -> usize {
 
 /// A text with only one half of a UTF-16 surrogate pair cannot be UTF-8.
 #[cold]
-pub fn half_pair(start: usize, at: usize) -> Box<Reason> {
-    Reason::value("half of a surrogate pair is no character", start + 1 + at)
+pub fn half_pair(text: Text<'_>, at: usize) -> Box<Reason> {
+    Reason::value("half of a surrogate pair is no character", text.at + 1 + at)
 }

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
-use super::bytes::Bytes;
+use super::bytes::{Bytes, half_pair};
 use super::fields::Fields;
 use super::finish;
 use super::number::{Exact, exact, float, special_float};
@@ -150,13 +150,13 @@ impl Column {
         }
         let rows = self.len();
         match (&mut self.cells, value) {
-            (Cells::Text(bytes), Value::Text(text)) => bytes.push_text(text, start)?,
+            (Cells::Text(bytes), Value::Text(text)) => bytes.push_text(text)?,
             (Cells::Text(bytes), value) => {
                 scan.skip(value)?;
                 bytes.push(scan.since(start).as_bytes(), start)?;
             }
             (Cells::Binary(bytes), Value::Text(text)) => {
-                bytes.push_base64(&resolve(text, start)?, scan.since(start), start)?;
+                bytes.push_base64(&resolve(text)?, scan.since(start), start)?;
             }
             (Cells::Struct(fields), Value::Object) => fields.read(rows, scan)?,
             (Cells::List { ends, items }, Value::List) => read_list(ends, items, scan)?,
@@ -166,7 +166,7 @@ impl Column {
                 values.push(value);
             }
             (cells, Value::Number(number)) => cells.push_number(number, number, start)?,
-            (cells, Value::Text(text)) => cells.push_text(&resolve(text, start)?, scan.since(start), start)?,
+            (cells, Value::Text(text)) => cells.push_text(&resolve(text)?, scan.since(start), start)?,
             (cells, value) => return Err(cells.refuse(value_name(scan, start, Some(value)), start)),
         }
         self.valid.push(true);
@@ -286,12 +286,12 @@ fn value_name<'p>(scan: &Scanner<'p>, start: usize, value: Option<Value<'p>>) ->
     }
 }
 
-fn resolve(text: Text<'_>, start: usize) -> Outcome<Cow<'_, str>> {
+fn resolve(text: Text<'_>) -> Outcome<Cow<'_, str>> {
     if !text.escaped {
         return Ok(text.raw.into());
     }
     let mut out = Vec::with_capacity(text.raw.len());
-    unescape(text.raw, &mut out).map_err(|at| super::bytes::half_pair(start, at))?;
+    unescape(text.raw, &mut out).map_err(|at| half_pair(text, at))?;
     Ok(String::from_utf8_lossy(&out).into_owned().into())
 }
 
@@ -311,11 +311,9 @@ fn read_map(ends: &mut Vec<i32>, keys: &mut Bytes, values: &mut Column, scan: &m
     let begin = values.len();
     let start = scan.next_at();
     let mut first = true;
-    loop {
-        let key_at = scan.next_at();
-        let Some(key) = scan.key(first)? else { break };
+    while let Some(key) = scan.key(first)? {
         first = false;
-        keys.push_text(key, key_at)?;
+        keys.push_text(key)?;
         values.read(scan).map_err(|reason| reason.within(&format!("[\"{}\"]", quote(key.raw))))?;
     }
     if let Some(twice) = keys.duplicate(begin) {

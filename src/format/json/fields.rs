@@ -47,9 +47,7 @@ impl Fields {
     pub fn read(&mut self, rows: usize, scan: &mut Scanner<'_>) -> Outcome<()> {
         let mut cursor = 0;
         let mut first = true;
-        loop {
-            let key_at = scan.next_at();
-            let Some(key) = scan.key(first)? else { break };
+        while let Some(key) = scan.key(first)? {
             first = false;
             let Some(at) = self.find(&mut cursor, key) else {
                 scan.skip_value()?;
@@ -57,7 +55,7 @@ impl Fields {
             };
             let column = &mut self.columns[at];
             if column.len() > rows {
-                return Err(Reason::value("given twice", key_at).within(column.name()));
+                return Err(Reason::value("given twice", key.at).within(column.name()));
             }
             column.read(scan).map_err(|reason| reason.within(column.name()))?;
         }

@@ -17,6 +17,8 @@ pub const DEPTH_MAX: u8 = 128;
 #[derive(Clone, Copy)]
 pub struct Text<'p> {
     pub raw: &'p str,
+    /// The byte of the opening quote.
+    pub at: usize,
     /// `raw` has escapes (well formed; surrogates are not yet paired).
     pub escaped: bool,
 }
@@ -212,7 +214,7 @@ impl<'p> Scanner<'p> {
                 Some(b'"') => {
                     let raw = self.since(start);
                     self.at += 1;
-                    return Ok(Text { raw, escaped });
+                    return Ok(Text { raw, at: start - 1, escaped });
                 }
                 Some(b'\\') => {
                     escaped = true;

@@ -19,7 +19,9 @@
 //! What is written here is read back by [`JsonDecoder`](super::json::JsonDecoder) into equal columns (a property test),
 //! NaN excepted.
 
-use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch, StringArray, StringBuilder};
 use arrow::buffer::ScalarBuffer;
 use arrow::datatypes::{
     DataType, Date32Type, FieldRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
@@ -62,22 +64,49 @@ impl EncodedRows {
     }
 }
 
+/// One JSON text per value, NULL where it is NULL: nested values in a format that has no place for them.
+///
+/// # Errors
+/// A type that JSON has no form for.
+pub fn encode_values(field: &FieldRef, array: &dyn Array) -> Result<StringArray> {
+    let options = options();
+    let mut encoder = make_encoder(field, array, &options).map_err(|cause| unfit(field, cause))?;
+    let mut texts = StringBuilder::new();
+    let mut text = vec![];
+    for row in 0..array.len() {
+        if encoder.is_null(row) {
+            texts.append_null();
+            continue;
+        }
+        text.clear();
+        encoder.encode(row, &mut text);
+        texts.append_value(String::from_utf8_lossy(&text));
+    }
+    Ok(texts.finish())
+}
+
+fn options() -> EncoderOptions {
+    EncoderOptions::default().with_explicit_nulls(true).with_encoder_factory(Arc::new(Forms))
+}
+
+fn unfit(field: &FieldRef, cause: ArrowError) -> Error {
+    let (name, data_type) = (field.name(), field.data_type());
+    Error::user(format!("column {name:?} has type {data_type}, which JSON has no form for")).cause(cause)
+}
+
 /// One object per row, of the columns named by position, in that order.
 ///
 /// # Errors
 /// A column does not exist, or has a type that JSON has no form for (a union, a map whose keys are not text).
 pub fn encode_rows(batch: &RecordBatch, columns: &[usize]) -> Result<EncodedRows> {
-    let options = EncoderOptions::default().with_explicit_nulls(true).with_encoder_factory(std::sync::Arc::new(Forms));
+    let options = options();
     let schema = batch.schema();
     let mut encoders = Vec::with_capacity(columns.len());
     for (position, column) in columns.iter().enumerate() {
         let (Some(field), Some(array)) = (schema.fields().get(*column), batch.columns().get(*column)) else {
             return Err(Error::internal(format!("column {column} of {} is to be written as JSON", batch.num_columns())));
         };
-        let encoder = make_encoder(field, array, &options).map_err(|cause| {
-            let (name, data_type) = (field.name(), field.data_type());
-            Error::user(format!("column {name:?} has type {data_type}, which JSON has no form for")).cause(cause)
-        })?;
+        let encoder = make_encoder(field, array, &options).map_err(|cause| unfit(field, cause))?;
         let name = serde_json::Value::from(field.name().as_str());
         encoders.push((format!("{}{name}:", if position == 0 { '{' } else { ',' }), encoder));
     }

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use arrow::array::{
     ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
     Float64Array, Int8Array, Int64Array, ListArray, RecordBatch, StringArray, StringDictionaryBuilder, StringViewArray,

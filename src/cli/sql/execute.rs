@@ -1,0 +1,142 @@
+//! Runs the statements of a text one after the other: `-c`, `-f` and each line of the prompt.
+
+use std::io::Write;
+use std::time::Instant;
+
+use datafusion::common::config::Dialect;
+use datafusion::execution::context::SQLOptions;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::dialect::dialect_from_str;
+
+use super::gate::read_only;
+use super::output::{Format, Written, write_batches};
+use crate::{Error, Result};
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub format: Format,
+    /// Rows of each query that are shown; see [`write_batches`] for the default.
+    pub rows_max: Option<usize>,
+    /// Statements that change something are run too.
+    pub allow_writes: bool,
+    /// Say on stderr how many rows there were, and how long they took.
+    pub timing: bool,
+}
+
+/// Parses all statements first, and refuses all if one is refused; then runs them, each to its end. Returns whether
+/// the reader of the output went away.
+///
+/// # Errors
+/// A statement does not parse, may not run, cannot be planned, or fails. Those before it have run.
+pub async fn execute(context: &SessionContext, sql: &str, settings: Settings, out: &mut dyn Write) -> Result<bool> {
+    let statements = parse(context, sql)?;
+    if !settings.allow_writes {
+        let refused = statements.iter().filter_map(|statement| read_only(statement).err());
+        if let Some(error) = Error::all(refused.collect()) {
+            return Err(error);
+        }
+    }
+    for statement in statements {
+        let begin = Instant::now();
+        let written = run(context, statement, settings, out).await?;
+        if written.closed {
+            return Ok(true);
+        }
+        note(written, settings, begin)?;
+    }
+    Ok(false)
+}
+
+/// # Errors
+/// The text is no SQL.
+pub fn parse(context: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
+    let state = context.state();
+    let options = &state.config().options().sql_parser;
+    let dialect = dialect_from_str(options.dialect).ok_or_else(|| {
+        Error::internal(format!("no SQL dialect {}, only {}", options.dialect, Dialect::available()))
+    })?;
+    let parsed = DFParserBuilder::new(sql)
+        .with_dialect(dialect.as_ref())
+        .with_recursion_limit(options.recursion_limit.get())
+        .build()
+        .and_then(|mut parser| parser.parse_statements());
+    match parsed {
+        Ok(statements) => Ok(statements.into()),
+        Err(cause) => Err(Error::user("this is not SQL").cause(cause.strip_backtrace())),
+    }
+}
+
+async fn run(
+    context: &SessionContext,
+    statement: Statement,
+    settings: Settings,
+    out: &mut dyn Write,
+) -> Result<Written> {
+    let plan = context.state().statement_to_plan(statement).await;
+    let plan = plan.map_err(|cause| Error::user("the statement cannot be planned").cause(cause.strip_backtrace()))?;
+    // EXPLAIN without ANALYZE shows the plan of any statement and runs none.
+    if !settings.allow_writes && !matches!(plan, LogicalPlan::Explain(_)) {
+        let only_reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let verified = only_reads.verify_plan(&plan);
+        verified.map_err(|cause| Error::user("this session only reads").cause(cause.strip_backtrace()))?;
+    }
+    let failed = |cause: datafusion::error::DataFusionError| Error::user("the query failed").cause(cause.strip_backtrace());
+    let rows = context.execute_logical_plan(plan).await.map_err(failed)?;
+    let stream = rows.execute_stream().await.map_err(failed)?;
+    write_batches(out, stream, settings.format, settings.rows_max).await
+}
+
+fn note(written: Written, settings: Settings, begin: Instant) -> Result<()> {
+    let mut text = String::new();
+    if written.more {
+        text = format!("only the first {} rows are shown; add LIMIT, or ask for CSV or JSON\n", written.rows);
+    }
+    if settings.timing {
+        let plural = if written.rows == 1 { "" } else { "s" };
+        text += &format!("{} row{plural}, {:.3} s\n", written.rows, begin.elapsed().as_secs_f64());
+    }
+    std::io::stderr().write_all(text.as_bytes()).map_err(|cause| Error::external("could not write to stderr").cause(cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READS: Settings = Settings { format: Format::Csv, rows_max: None, allow_writes: false, timing: false };
+
+    async fn run(context: &SessionContext, sql: &str, settings: Settings) -> Result<String> {
+        let mut out = vec![];
+        execute(context, sql, settings, &mut out).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn statements_in_order() {
+        let context = SessionContext::new();
+        assert_eq!(run(&context, "SELECT 1 AS a; SELECT 2 AS b;", READS).await.unwrap(), "a\n1\nb\n2\n");
+        assert_eq!(run(&context, " ; -- nothing\n", READS).await.unwrap(), "");
+        assert!(run(&context, "SELECT 1 AS a; SELEKT", READS).await.is_err());
+        let error = run(&context, "SELECT * FROM missing", READS).await.unwrap_err();
+        assert_eq!((error.message(), error.fault()), ("the statement cannot be planned", crate::Fault::User));
+    }
+
+    #[tokio::test]
+    async fn nothing_runs_if_one_is_refused() {
+        let context = SessionContext::new();
+        let mut out = vec![];
+        let sql = "SELECT 1; CREATE VIEW v AS SELECT 1; DROP TABLE t";
+        let error = execute(&context, sql, READS, &mut out).await.unwrap_err().to_string();
+        assert!(error.contains("CREATE is not a query") && error.contains("DROP is not a query"), "{error}");
+        assert!(out.is_empty());
+        let writes = Settings { allow_writes: true, ..READS };
+        run(&context, "CREATE TABLE t AS SELECT 1 AS a", writes).await.unwrap();
+        assert_eq!(run(&context, "INSERT INTO t VALUES (2)", writes).await.unwrap(), "count\n1\n");
+        assert_eq!(run(&context, "SELECT count(*) AS n FROM t", READS).await.unwrap(), "n\n2\n");
+        assert!(run(&context, "EXPLAIN INSERT INTO t VALUES (2)", READS).await.unwrap().contains("logical_plan"));
+        assert!(run(&context, "EXPLAIN ANALYZE INSERT INTO t VALUES (2)", READS).await.is_err());
+        assert!(run(&context, "EXPLAIN ANALYZE SELECT * FROM t", READS).await.unwrap().contains("Plan with Metrics"));
+        assert_eq!(run(&context, "SELECT count(*) AS n FROM t", READS).await.unwrap(), "n\n2\n");
+    }
+}

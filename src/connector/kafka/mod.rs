@@ -21,8 +21,6 @@ mod reader;
 
 mod rows;
 
-mod stand_in;
-
 pub mod sink;
 
 mod producer;

@@ -16,7 +16,7 @@ use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use super::options::{KafkaTable, MetadataColumn};
 use crate::Result;
 use crate::connector::Chunk;
-use super::stand_in::JsonDecoder;
+use crate::format::json::JsonDecoder;
 
 /// DataFusion's own batch size: a chunk is taken as it is by the queries.
 pub const CHUNK_ROWS: usize = 8_192;
@@ -195,14 +195,6 @@ impl RowBuilder {
         let chunk =
             Chunk { partition: self.partition, rows: batch, offsets, undecodable: undecodable.len(), bytes };
         Ok(Held { memory: chunk.rows.get_array_memory_size(), chunk, undecodable })
-    }
-
-    /// Forgets the rows.
-    pub fn clear(&mut self) -> Result<()> {
-        if self.len() > 0 {
-            self.finish()?;
-        }
-        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
-//! cli
+//! The command line: one file a verb.
+
+pub mod generate;
 
 pub mod sql;

@@ -26,7 +26,7 @@ pub mod memory;
 pub mod options;
 pub mod parquet;
 // Each line is added by whoever writes the folder:
-// pub mod database; pub mod kafka;
+pub mod kafka;
 
 pub use options::{OptionReader, redact};
 

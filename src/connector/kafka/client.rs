@@ -1,0 +1,268 @@
+//! What every Kafka client of ours shares: its log lines, its errors in words, and questions about a topic.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::util::Timeout;
+
+use super::options::KafkaTable;
+use crate::connector::OffsetRange;
+use crate::{Error, Result};
+
+/// How long opening may take before it is given up.
+pub const OPEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two log lines about the same trouble.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// A poisoned lock means that a thread panicked while it held it; the data behind ours stays usable.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets one line through per interval and counts the rest.
+#[derive(Default)]
+pub struct LogRate(Mutex<BTreeMap<String, (Option<Instant>, u64)>>);
+
+impl LogRate {
+    /// How many were held back since the last one, if this one may be logged.
+    pub fn admit(&self, what: &str) -> Option<u64> {
+        let mut seen = lock(&self.0);
+        if seen.len() > 64 {
+            seen.clear(); // Error codes: there are never so many, but the map has a limit.
+        }
+        let (last, held_back) = seen.entry(what.to_string()).or_default();
+        if last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+            *held_back += 1;
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(held_back))
+    }
+}
+
+/// Callbacks of a client: called from its own polling only.
+#[derive(Default)]
+pub struct Context {
+    topic: String,
+    rate: LogRate,
+    /// Consumer: the end of each partition, from librdkafka's statistics.
+    ends: Mutex<BTreeMap<i32, i64>>,
+    /// Consumer: offset commits sent and answered.
+    pub commits_sent: AtomicU64,
+    pub commits_answered: AtomicU64,
+    /// Producer: the first message of the current transaction that was not delivered.
+    failure: Mutex<Option<KafkaError>>,
+    has_failed: AtomicBool,
+    /// The last error's own words: the error's code alone says little.
+    reason: Mutex<String>,
+}
+
+impl Context {
+    pub fn new(topic: &str) -> Self {
+        Self { topic: topic.to_string(), ..Self::default() }
+    }
+
+    /// Ends by partition, as far as known.
+    pub fn ends(&self) -> MutexGuard<'_, BTreeMap<i32, i64>> {
+        lock(&self.ends)
+    }
+
+    pub fn take_failure(&self) -> Option<KafkaError> {
+        self.has_failed.store(false, Ordering::Relaxed);
+        lock(&self.failure).take()
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    pub fn reason(&self) -> String {
+        lock(&self.reason).clone()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Lost connections come as errors too (see `error`), and properties of the other kind of client are expected.
+        let expected = matches!(facility, "FAIL" | "CONFWARN");
+        match level {
+            _ if expected => tracing::debug!(target: "librdkafka", "{facility} {message}"),
+            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::debug!(target: "librdkafka", "{facility} {message}");
+            }
+            _ => {
+                if let Some(held_back) = self.rate.admit(facility) {
+                    tracing::warn!(target: "librdkafka", held_back, "{facility} {message}");
+                }
+            }
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        let mut ends = lock(&self.ends);
+        for (partition, state) in topic.partitions.iter().filter(|(partition, _)| **partition >= 0) {
+            // Negative: not known yet. The last stable offset is where a reader of committed records can get.
+            let end = if state.ls_offset >= 0 { state.ls_offset } else { state.hi_offset };
+            if end >= 0 {
+                ends.insert(*partition, end);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
+        reason.clone_into(&mut lock(&self.reason));
+        let code = error.rdkafka_error_code().map(|code| format!("{code:?}")).unwrap_or_default();
+        if let Some(held_back) = self.rate.admit(&code) {
+            tracing::warn!(topic = self.topic, held_back, "Kafka: {reason}");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        self.commits_answered.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = result
+            && let Some(held_back) = self.rate.admit("commit")
+        {
+            tracing::warn!(topic = self.topic, held_back, "the consumer group's offsets could not be committed \
+                (only lag tools need them): {error}");
+        }
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        if let Err((error, _)) = result
+            && !self.has_failed.swap(true, Ordering::Relaxed)
+        {
+            *lock(&self.failure) = Some(error.clone());
+        }
+    }
+}
+
+/// A failed call in words; may pass by itself unless the broker said no for good.
+pub fn broker_error(message: impl Into<String>, error: &KafkaError) -> Error {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code().or(match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        _ => None,
+    });
+    let described = Error::external(message).cause(error);
+    match code {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed,
+        ) => described.hint("give the pipeline's user the rights it needs on topics, group and transactional id"),
+        Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism | Code::SSL) => {
+            described.hint("check the table's options 'kafka.security.protocol', 'kafka.sasl.…', 'kafka.ssl.…'")
+        }
+        Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::OperationTimedOut) => {
+            described.retryable().hint("does the broker run, and is its address right?")
+        }
+        _ => described.retryable(),
+    }
+}
+
+/// Time left of a limit, never nothing: librdkafka takes zero for "do not wait".
+pub fn left(deadline: Instant) -> Timeout {
+    Timeout::After(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)))
+}
+
+pub fn topic_missing(table: &str, topic: &str, brokers: &str) -> Error {
+    let broker = brokers.split(',').next().unwrap_or(brokers);
+    Error::user(format!("topic {topic:?} of table {table} does not exist")).at(format!("brokers {brokers}")).hint(format!(
+        "kafka-topics.sh --create --topic {topic} --partitions 4 --bootstrap-server {broker}"
+    ))
+}
+
+/// What the brokers say of a topic.
+pub enum TopicState {
+    Missing,
+    /// Just made, or a leader moves; or not allowed.
+    NotReady(RDKafkaErrorCode),
+    /// Its partitions, sorted.
+    Ready(Vec<i32>),
+}
+
+pub fn topic_state<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    deadline: Instant,
+) -> KafkaResult<TopicState> {
+    let metadata = consumer.fetch_metadata(Some(topic), left(deadline))?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Ok(TopicState::Missing);
+    };
+    let partitions = found.partitions();
+    Ok(match found.error().map(RDKafkaErrorCode::from) {
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => TopicState::Missing,
+        Some(code) => TopicState::NotReady(code),
+        None if partitions.is_empty() || partitions.iter().any(|partition| partition.leader() < 0) => {
+            TopicState::NotReady(RDKafkaErrorCode::LeaderNotAvailable)
+        }
+        None => {
+            let mut ids: Vec<i32> = partitions.iter().map(|partition| partition.id()).collect();
+            ids.sort_unstable();
+            TopicState::Ready(ids)
+        }
+    })
+}
+
+/// The partitions of a topic. Waits until each has a leader.
+///
+/// # Errors
+/// The topic does not exist (user); no answer until the deadline (external).
+pub fn partitions_of<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    table: &KafkaTable,
+    deadline: Instant,
+) -> Result<Vec<i32>> {
+    let failed = |error: &KafkaError| {
+        broker_error(format!("could not ask for the partitions of topic {:?}", table.topic), error)
+            .at(format!("brokers {}", table.brokers))
+    };
+    loop {
+        match topic_state(consumer, &table.topic, deadline).map_err(|error| failed(&error))? {
+            TopicState::Ready(partitions) => return Ok(partitions),
+            TopicState::Missing => return Err(topic_missing(&table.definition.name, &table.topic, &table.brokers)),
+            TopicState::NotReady(code)
+                if code == RDKafkaErrorCode::TopicAuthorizationFailed || Instant::now() >= deadline =>
+            {
+                return Err(failed(&KafkaError::MetadataFetch(code)));
+            }
+            TopicState::NotReady(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The first and the next offset of a partition; the next one a reader of committed records can get.
+pub fn watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    table: &KafkaTable,
+    partition: i32,
+    deadline: Instant,
+) -> Result<OffsetRange> {
+    let (from, to) = consumer.fetch_watermarks(&table.topic, partition, left(deadline)).map_err(|error| {
+        broker_error(format!("could not ask for the offsets of topic {:?}", table.topic), &error)
+            .at(format!("topic {:?}, partition {partition}, brokers {}", table.topic, table.brokers))
+    })?;
+    Ok(OffsetRange { from, to: to.max(from) })
+}

@@ -1,0 +1,417 @@
+//! One Kafka cluster's transactional producer, and the marker that says which batches are in. Everything here blocks:
+//! it runs where the runtime lets it.
+//!
+//! ```text
+//! begin ─▶ messages … ─▶ marker: offset N+1 to the private group ─▶ commit          one transaction per batch and wave
+//! ```
+//!
+//! The marker of wave `rows` is kept by group `<name>.sink`, that of the dead letters by `<name>.sink.dead_letters`: at
+//! partition 0 of every topic of the sink, offset N+1 (0: none yet), with metadata `poundlock <uuid> <epoch>`. It is
+//! read at partition 0 of *all* topics of the cluster, and the highest of our UUID counts: so it is found though the
+//! set of tables has changed since it was written, and another pipeline's of the same name is not taken for ours.
+//!
+//! Fencing: `init_transactions` ends older producers. A process that slept, lost its connection and comes back would
+//! so end the newer one: therefore each start writes its epoch into the marker, and whoever finds a higher one is
+//! fenced instead.
+//!
+//! Failure: after any error the producer is dropped; the next call makes a new one, whose `init_transactions` settles
+//! an open transaction, and reads the marker again. So a commit whose answer was lost is never repeated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::{Context, OPEN_LIMIT, broker_error, left, partitions_of};
+use super::options::KafkaTable;
+use super::source::default;
+use crate::connector::{Identity, Wave};
+use crate::{Error, Result};
+
+/// How long the messages of one transaction may take to be acknowledged, and its commit to be answered.
+const WRITE_LIMIT: Duration = Duration::from_secs(45);
+
+/// How long clearing up after an error may take; the next producer settles what is left.
+const ABORT_LIMIT: Duration = Duration::from_secs(5);
+
+/// `max.message.bytes` of a topic whose configuration we may not read: the brokers' default.
+const MESSAGE_BYTES: usize = 1_048_588;
+
+/// Headers of record and batch, beyond key, value and our own headers.
+const MESSAGE_OVERHEAD: usize = 512;
+
+/// Where a sink writes: the same for every producer that it makes.
+#[derive(Debug)]
+pub struct Cluster {
+    /// By table name; never empty.
+    pub tables: BTreeMap<String, KafkaTable>,
+    pub transactional: bool,
+}
+
+impl Cluster {
+    /// All tables have the same brokers and properties: any of them tells how to connect.
+    fn config(&self) -> Result<(&KafkaTable, ClientConfig)> {
+        let table = self.tables.values().next();
+        let table = table.ok_or_else(|| Error::internal("a Kafka sink has no table"))?;
+        Ok((table, table.client_config()))
+    }
+
+    fn topics(&self) -> BTreeSet<&str> {
+        self.tables.values().map(|table| table.topic.as_str()).collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Marker {
+    /// The newest batch that is in.
+    batch: Option<u64>,
+    epoch: u64,
+}
+
+struct Groups {
+    rows: ConsumerGroupMetadata,
+    dead_letters: ConsumerGroupMetadata,
+}
+
+/// A connected producer.
+pub struct Session {
+    producer: BaseProducer<Context>,
+    identity: Identity,
+    /// `None` where there are no transactions.
+    groups: Option<Groups>,
+    /// The newest batch that is in, by wave.
+    newest: BTreeMap<Wave, u64>,
+    /// The size of a message that a topic takes.
+    limits: BTreeMap<String, usize>,
+    topics: Vec<String>,
+}
+
+impl Session {
+    /// Connects, checks the topics, fences older producers, reads the markers.
+    pub fn connect(cluster: &Cluster, identity: &Identity) -> Result<Self> {
+        let deadline = Instant::now() + OPEN_LIMIT;
+        let (table, config) = cluster.config()?;
+        let consumer = |group: Option<&str>| -> Result<BaseConsumer> {
+            let mut config = config.clone();
+            // Offsets of a transaction that is being committed are waited for, not passed over.
+            config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
+            if let Some(group) = group {
+                config.set("group.id", group);
+            }
+            config.create().map_err(|error| table.config_error(&error))
+        };
+        let rows_group = format!("{}.sink", identity.name);
+        let questions = consumer(cluster.transactional.then_some(rows_group.as_str()))?;
+        let mut missing = vec![];
+        for table in cluster.tables.values() {
+            match partitions_of(&questions, table, deadline) {
+                Err(error) if error.fault() == crate::Fault::User => missing.push(error),
+                answer => drop(answer?),
+            }
+        }
+        if let Some(error) = Error::all(missing) {
+            return Err(error);
+        }
+        let limits = message_limits(cluster, &config);
+        let producer_config = producer_config(cluster, config.clone(), identity, &limits);
+        let producer: BaseProducer<Context> =
+            producer_config.create_with_context(Context::new("")).map_err(|error| table.config_error(&error))?;
+        let limits = limits.into_iter().map(|(topic, bytes)| {
+            let own = producer_config.get("message.max.bytes").and_then(|value| value.parse().ok());
+            (topic, bytes.min(own.unwrap_or(bytes)).saturating_sub(MESSAGE_OVERHEAD))
+        });
+        let mut session = Self {
+            producer,
+            identity: identity.clone(),
+            groups: None,
+            newest: BTreeMap::new(),
+            limits: limits.collect(),
+            topics: cluster.topics().into_iter().map(str::to_string).collect(),
+        };
+        if cluster.transactional {
+            let dead_letters = consumer(Some(&format!("{rows_group}.dead_letters")))?;
+            session.fence(&questions, &dead_letters, deadline)?;
+        }
+        Ok(session)
+    }
+
+    fn fence(&mut self, rows: &BaseConsumer, dead_letters: &BaseConsumer, deadline: Instant) -> Result<()> {
+        let failed = |error: &KafkaError| transaction_error("could not begin to write transactions", error);
+        let group = |consumer: &BaseConsumer| {
+            consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
+        };
+        // Before anything is fenced: we may be the older one.
+        self.check_epoch(read_marker(rows, &self.identity, deadline)?)?;
+        self.producer.init_transactions(left(deadline)).map_err(|error| failed(&error))?;
+        let marker = read_marker(rows, &self.identity, deadline)?;
+        self.check_epoch(marker)?;
+        let dead_letters_marker = read_marker(dead_letters, &self.identity, deadline)?;
+        self.groups = Some(Groups { rows: group(rows)?, dead_letters: group(dead_letters)? });
+        self.newest = [(Wave::Rows, marker), (Wave::DeadLetters, dead_letters_marker)]
+            .into_iter()
+            .filter_map(|(wave, marker)| Some((wave, marker.batch?)))
+            .collect();
+        if marker.epoch < self.identity.epoch {
+            self.producer.begin_transaction().map_err(|error| failed(&error))?;
+            self.commit(Wave::Rows, marker.batch, Instant::now() + OPEN_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    fn check_epoch(&self, marker: Marker) -> Result<()> {
+        if marker.epoch <= self.identity.epoch {
+            return Ok(());
+        }
+        Err(Error::external(format!("fenced by epoch {} of pipeline {:?}", marker.epoch, self.identity.name))
+            .hint("a newer start of the same pipeline is writing; this one must not"))
+    }
+
+    pub fn newest(&self, wave: Wave) -> Option<u64> {
+        self.newest.get(&wave).copied()
+    }
+
+    /// The bytes that a message to this topic may have, headers included.
+    pub fn limit(&self, topic: &str) -> usize {
+        self.limits.get(topic).copied().unwrap_or(MESSAGE_BYTES - MESSAGE_OVERHEAD)
+    }
+
+    /// Writes the messages of one wave of a batch; when it returns they are durable, and seen all at once where there
+    /// are transactions.
+    pub fn write(&mut self, batch: u64, wave: Wave, messages: impl FnOnce(&mut Messages) -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + WRITE_LIMIT;
+        self.producer.context().take_failure();
+        if self.groups.is_some() {
+            let begun = self.producer.begin_transaction();
+            begun.map_err(|error| transaction_error("could not begin a transaction", &error))?;
+        }
+        let mut outbox = Messages { producer: &self.producer, deadline };
+        messages(&mut outbox)?;
+        self.flush(deadline)?;
+        if self.groups.is_some() {
+            self.commit(wave, Some(batch), deadline)?;
+        }
+        self.newest.insert(wave, batch);
+        Ok(())
+    }
+
+    /// Waits until every message is acknowledged.
+    fn flush(&self, deadline: Instant) -> Result<()> {
+        // Not the library's own flush: it sleeps in steps of 100 ms.
+        while self.producer.in_flight_count() > 0 && !self.producer.context().has_failed() {
+            if Instant::now() >= deadline {
+                return Err(Error::external("the Kafka brokers did not acknowledge the messages in time")
+                    .cause(format!("{} of them after {WRITE_LIMIT:?}", self.producer.in_flight_count()))
+                    .retryable());
+            }
+            self.producer.poll(Duration::from_millis(1));
+        }
+        let Some(failure) = self.producer.context().take_failure() else { return Ok(()) };
+        let error = transaction_error("a message was not delivered", &failure);
+        Err(match failure.rdkafka_error_code() {
+            // Rows were measured against the topic's limit: it has been lowered, or we may not read it.
+            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
+                Error::external("the brokers refuse the size of a message").cause(&failure)
+                    .hint("set 'kafka.message.max.bytes' and 'kafka.batch.size' to what the topic takes")
+            }
+            _ => error,
+        })
+    }
+
+    fn commit(&self, wave: Wave, batch: Option<u64>, deadline: Instant) -> Result<()> {
+        let failed = |error: &KafkaError| transaction_error("could not commit a transaction", error);
+        let Some(groups) = &self.groups else { return Ok(()) };
+        let group = match wave {
+            Wave::Rows => &groups.rows,
+            Wave::DeadLetters => &groups.dead_letters,
+        };
+        let offset = batch.map_or(0, |batch| batch.saturating_add(1));
+        let offset = i64::try_from(offset).map_err(|error| Error::internal("a batch number is too large").cause(error))?;
+        let metadata = format!("poundlock {} {}", self.identity.uuid, self.identity.epoch);
+        let mut marker = TopicPartitionList::new();
+        for topic in &self.topics {
+            let mut element = marker.add_partition(topic, 0);
+            element.set_offset(Offset::Offset(offset)).map_err(|error| failed(&error))?;
+            element.set_metadata(&metadata);
+        }
+        self.producer.send_offsets_to_transaction(&marker, group, left(deadline)).map_err(|error| failed(&error))?;
+        loop {
+            match self.producer.commit_transaction(left(deadline)) {
+                Ok(()) => return Ok(()),
+                // Answer lost or late: to ask again is safe, librdkafka knows the transaction.
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    }
+
+    /// Clears up after an error, as far as it can be done: readers then need not wait for the next producer.
+    pub fn abandon(self) {
+        let deadline = Instant::now() + ABORT_LIMIT;
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(Duration::from_millis(1));
+        }
+        if self.groups.is_some()
+            && let Err(error) = self.producer.abort_transaction(left(deadline))
+        {
+            tracing::debug!("the transaction was not aborted; the next producer does it: {error}");
+        }
+    }
+}
+
+/// Takes the messages of one transaction.
+pub struct Messages<'s> {
+    producer: &'s BaseProducer<Context>,
+    deadline: Instant,
+}
+
+impl Messages<'_> {
+    /// Hands a message over; waits while librdkafka's queue is full. `false`: it is too long for the client.
+    pub fn send(&mut self, message: BaseRecord<'_, [u8], [u8]>) -> Result<bool> {
+        let mut message = message;
+        loop {
+            let (error, back) = match self.producer.send(message) {
+                Ok(()) => return Ok(true),
+                Err(refused) => refused,
+            };
+            match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => return Ok(false),
+                Some(RDKafkaErrorCode::QueueFull) if Instant::now() < self.deadline => {
+                    self.producer.poll(Duration::from_millis(5));
+                    message = back;
+                }
+                _ => return Err(transaction_error("a message could not be handed to the Kafka client", &error)),
+            }
+        }
+    }
+
+    /// Serves acknowledgements, so that they do not pile up.
+    pub fn breathe(&mut self) {
+        self.producer.poll(Duration::ZERO);
+    }
+}
+
+/// What failed, and whether a new producer may do better: a fenced one may not.
+fn transaction_error(message: &str, error: &KafkaError) -> Error {
+    use RDKafkaErrorCode as Code;
+    let code = match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        other => other.rdkafka_error_code(),
+    };
+    match code {
+        Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) => {
+            Error::external(format!("{message}: fenced by a newer producer")).cause(error)
+                .hint("another process writes as this pipeline (poundlock.name); only one may")
+        }
+        _ => broker_error(message, error),
+    }
+}
+
+/// The newest marker of ours in this group, at whatever topic it was left.
+fn read_marker(consumer: &BaseConsumer, identity: &Identity, deadline: Instant) -> Result<Marker> {
+    let failed = |error: &KafkaError| broker_error("could not read the marker of the last batch", error);
+    let metadata = consumer.fetch_metadata(None, left(deadline)).map_err(|error| failed(&error))?;
+    let mut asked = TopicPartitionList::new();
+    for topic in metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
+        asked.add_partition(topic.name(), 0);
+    }
+    if asked.count() == 0 {
+        return Ok(Marker::default());
+    }
+    let found = consumer.committed_offsets(asked, left(deadline)).map_err(|error| failed(&error))?;
+    let ours = identity.uuid.to_string();
+    let mut newest = Marker::default();
+    for element in found.elements() {
+        let Offset::Offset(offset) = element.offset() else { continue };
+        element.error().map_err(|error| failed(&error))?;
+        match parse_marker(element.metadata(), offset) {
+            Some((uuid, marker)) if uuid == ours => {
+                newest.batch = newest.batch.max(marker.batch);
+                newest.epoch = newest.epoch.max(marker.epoch);
+            }
+            _ => tracing::info!(topic = element.topic(), "the marker of another checkpoint is passed over"),
+        }
+    }
+    Ok(newest)
+}
+
+/// `poundlock <uuid> <epoch>` and N+1.
+fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
+    let (uuid, epoch) = metadata.strip_prefix("poundlock ")?.split_once(' ')?;
+    let batch = u64::try_from(offset).ok()?.checked_sub(1);
+    Some((uuid, Marker { batch, epoch: epoch.parse().ok()? }))
+}
+
+/// What each topic takes. Where its configuration cannot be read: the brokers' default.
+fn message_limits(cluster: &Cluster, config: &ClientConfig) -> BTreeMap<String, usize> {
+    let topics = cluster.topics();
+    let mut limits: BTreeMap<String, usize> = topics.iter().map(|topic| ((*topic).to_string(), MESSAGE_BYTES)).collect();
+    let ask = || {
+        let admin: AdminClient<_> = config.create()?;
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(5)));
+        let asked: Vec<ResourceSpecifier> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        block_on(admin.describe_configs(&asked, &options))
+    };
+    match ask() {
+        Ok(answers) => {
+            for resource in answers.into_iter().flatten() {
+                let value = resource.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok());
+                if let (rdkafka::admin::OwnedResourceSpecifier::Topic(topic), Some(bytes)) = (&resource.specifier, value) {
+                    limits.insert(topic.clone(), bytes);
+                }
+            }
+        }
+        Err(error) => tracing::debug!("the size of messages that topics take is not known: {error}"),
+    }
+    limits
+}
+
+fn producer_config(
+    cluster: &Cluster,
+    mut config: ClientConfig,
+    identity: &Identity,
+    limits: &BTreeMap<String, usize>,
+) -> ClientConfig {
+    let longest = limits.values().copied().max().unwrap_or(MESSAGE_BYTES).clamp(1_000, 1_000_000_000);
+    let shortest = limits.values().copied().min().unwrap_or(MESSAGE_BYTES).clamp(1, 1_000_000);
+    default(&mut config, "message.max.bytes", &longest.to_string());
+    // A batch of several messages must not be longer than the smallest topic takes.
+    default(&mut config, "batch.size", &shortest.to_string());
+    default(&mut config, "compression.type", "lz4");
+    default(&mut config, "linger.ms", "1");
+    default(&mut config, "queue.buffering.max.kbytes", "32768");
+    default(&mut config, "reconnect.backoff.max.ms", "2000");
+    default(&mut config, "socket.nagle.disable", "true");
+    // The partition of a key is the one that Java's clients choose.
+    default(&mut config, "partitioner", "murmur2_random");
+    if config.get("message.timeout.ms").is_none() {
+        default(&mut config, "delivery.timeout.ms", "30000");
+    }
+    config.set("enable.idempotence", "true");
+    if cluster.transactional {
+        config.set("transactional.id", &identity.name);
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_names_its_checkpoint_and_its_epoch() {
+        let uuid = "8b7c2e9a-0000-4000-8000-000000000001";
+        let parsed = parse_marker("poundlock 8b7c2e9a-0000-4000-8000-000000000001 7", 42);
+        assert_eq!(parsed, Some((uuid, Marker { batch: Some(41), epoch: 7 })));
+        assert_eq!(parse_marker("poundlock x 7", 0), Some(("x", Marker { batch: None, epoch: 7 })));
+        for foreign in ["", "poundlock", "poundlock x", "flink x 1", "poundlock x -1"] {
+            assert_eq!(parse_marker(foreign, 5), None, "{foreign}");
+        }
+    }
+}

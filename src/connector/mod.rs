@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::Result;
 
+pub mod database;
 pub mod options;
 // Each line is added by whoever writes the folder:
 // pub mod database; pub mod kafka; pub mod memory; pub mod parquet;

@@ -65,7 +65,7 @@ impl TableProvider for DatabaseProvider {
         let conditions: Vec<String> = filters.iter().filter_map(|f| condition(f, &all, self.dialect)).collect();
         // A limit above a condition that the database does not check would cut off rows that pass it.
         let limit = limit.filter(|_| conditions.len() == filters.len());
-        let query = Query { columns, schema: schema.clone(), conditions, limit };
+        let query = Query { schema: schema.clone(), conditions, limit };
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             Partitioning::UnknownPartitioning(1),
@@ -88,9 +88,7 @@ impl TableProvider for DatabaseProvider {
 /// What to read of a table.
 #[derive(Debug, Clone)]
 pub(super) struct Query {
-    /// Positions of declared columns; may be empty (`SELECT count(*)`).
-    pub columns: Vec<usize>,
-    /// Of these columns.
+    /// The columns wanted; there may be none (`SELECT count(*)`).
     pub schema: SchemaRef,
     conditions: Vec<String>,
     limit: Option<usize>,

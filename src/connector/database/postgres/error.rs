@@ -57,7 +57,7 @@ pub(super) fn is_unique_violation(error: &tokio_postgres::Error) -> bool {
 }
 
 /// What the server said, on one line; a detail may quote the row, which is what a dead letter wants.
-pub(super) fn reason(error: &tokio_postgres::Error) -> String {
+pub fn reason(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => db_reason(db),
         None => match error.source() {

@@ -32,3 +32,6 @@ pub(super) use read::read;
 pub(super) async fn make_ledger(client: &tokio_postgres::Client) -> crate::Result<()> {
     ledger::ensure(client).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,7 +171,7 @@ fn array(items: &mut Builder, mut bytes: &[u8]) -> std::result::Result<(), Strin
 }
 
 /// In units of the last of `scale` digits.
-fn numeric(mut bytes: &[u8], scale: u32) -> std::result::Result<i128, String> {
+pub(super) fn numeric(mut bytes: &[u8], scale: u32) -> std::result::Result<i128, String> {
     let misfit = || format!("a number does not fit {scale} digits after the point");
     let [count, weight, sign, _shown] = [take(&mut bytes)?, take(&mut bytes)?, take(&mut bytes)?, take(&mut bytes)?];
     let (count, weight) = (i16::from_be_bytes(count), i32::from(i16::from_be_bytes(weight)));

@@ -18,7 +18,7 @@ use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use tokio_postgres::{Client, CopyInSink, Statement};
+use tokio_postgres::{Client, Statement};
 
 use super::catalog::{Described, describe};
 use super::copy::{HEADER, TRAILER, put_row};

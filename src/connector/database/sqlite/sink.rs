@@ -10,7 +10,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior, params};
 
 use super::bind::{Unbound, bind};
 use super::{create_table, failure, insert_statement, is_refusal, open, target};
@@ -247,35 +247,46 @@ fn write_insert(
         let columns = batch.columns().iter().map(Column::new).collect::<Result<Vec<_>>>()?;
         keys.enter(batch)?;
         for row in 0..batch.num_rows() {
-            let mut bound = Ok(());
-            for (index, column) in columns.iter().enumerate() {
-                bound = bind(&mut statement, index + 1, column, row, &mut text).map_err(|unbound| match unbound {
-                    Unbound::Refused(why) => Ok(format!("column \"{}\": {why}", batch.schema().field(index).name())),
-                    Unbound::Failed(error) => Err(error),
-                });
-                if bound.is_err() {
-                    break;
+            let refused = match write_row(&mut statement, &columns, row, &mut text) {
+                // Nothing was changed: the key was there, and its row stays.
+                Ok(0) => {
+                    report.conflict += 1;
+                    continue;
                 }
-            }
-            let refused = match bound.map(|()| statement.raw_execute()) {
-                Ok(Ok(0)) => None.inspect(|_: &String| ()).or_else(|| (report.conflict += 1, None).1),
-                Ok(Ok(_)) if keys.is_second(row) => (report.conflict += 1, None).1,
-                Ok(Ok(_)) => (report.written += 1, None).1,
-                Ok(Err(error)) if is_refusal(&error) => Some(error.to_string()),
-                Ok(Err(error)) | Err(Err(error)) => return Err(failed(error)),
-                Err(Ok(why)) => Some(why),
+                Ok(_) if keys.is_second(row) => {
+                    report.conflict += 1;
+                    continue;
+                }
+                Ok(_) => {
+                    report.written += 1;
+                    continue;
+                }
+                Err((column, Unbound::Refused(why))) => format!("column \"{}\": {why}", batch.schema().field(column).name()),
+                Err((_, Unbound::Failed(error))) if is_refusal(&error) => error.to_string(),
+                Err((_, Unbound::Failed(error))) => return Err(failed(error)),
             };
-            if let Some(error) = refused {
-                if refusals.len() == REFUSED_MAX {
-                    return Err(too_many_refused(&insert.table.name, &error));
-                }
-                report.refused += 1;
-                refusals.push(Refusal { insert: insert.insert, row: number + row, error: error_text(&error) });
+            if refusals.len() == REFUSED_MAX {
+                return Err(too_many_refused(&insert.table.name, &refused));
             }
+            report.refused += 1;
+            refusals.push(Refusal { insert: insert.insert, row: number + row, error: error_text(&refused) });
         }
         number += batch.num_rows();
     }
     Ok((report, refusals))
+}
+
+/// Returns how many rows of the table changed; an error with the number of the column that it is about.
+fn write_row(
+    statement: &mut Statement,
+    columns: &[Column],
+    row: usize,
+    text: &mut String,
+) -> Result<usize, (usize, Unbound)> {
+    for (index, column) in columns.iter().enumerate() {
+        bind(statement, index + 1, column, row, text).map_err(|e| (index, e))?;
+    }
+    statement.raw_execute().map_err(|e| (0, e.into()))
 }
 
 /// The keys of the batch's rows that were written, where a later row replaces an earlier one: that one then counts as a

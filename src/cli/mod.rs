@@ -2,4 +2,6 @@
 
 pub mod generate;
 
+pub mod migrate;
+
 pub mod sql;

@@ -21,12 +21,17 @@ use uuid::Uuid;
 
 use crate::Result;
 
-pub mod file;
-pub mod memory;
 pub mod options;
-pub mod parquet;
-// Each line is added by whoever writes the folder:
+
 pub mod kafka;
+
+pub mod database;
+
+pub mod parquet;
+
+pub mod file;
+
+pub mod memory;
 
 pub use options::{OptionReader, redact};
 

@@ -1,0 +1,201 @@
+//! Tables of a database: written exactly once, read as dimensions and by ad-hoc SQL.
+//!
+//! ```text
+//! rows of all INSERTs ──▶ [one transaction: rows of every table + the batch record] ──▶ PostgreSQL or SQLite
+//! ```
+//!
+//! The LOCATION's scheme says which: `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. All tables of one database
+//! are one sink, so that one transaction takes them together. Two LOCATIONs of one database that differ in more than
+//! their tables are refused: each would keep a batch record, and the second would find the first's and skip its rows.
+//!
+//! Invariant: the batch record (pipeline, batch, wave) is in the database if and only if the batch's rows are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BoundedTable, OptionReader, Sink, TableDefinition, redact};
+use crate::{Error, Result};
+
+pub mod migrate;
+pub mod postgres;
+pub mod sqlite;
+
+mod builder;
+mod column;
+mod filter;
+mod ledger;
+mod scan;
+
+use postgres::Address;
+
+/// Rows of one INSERT that a database may refuse in one batch before the batch is given up: beyond it something is
+/// wrong with the table or the SQL, not with the rows.
+pub const REFUSED_MAX: usize = 1_000;
+
+/// What happens to a row whose key is in the table already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// The database refuses the row.
+    Refuse,
+    /// The row that is there stays; of two rows of one batch the first stays.
+    Nothing,
+    /// The new row replaces it; of two rows of one batch the last stays.
+    Update,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Postgres(Box<Address>),
+    Sqlite(std::path::PathBuf),
+}
+
+/// A declared table with `STORED AS DATABASE`, its LOCATION and options read.
+///
+/// | option            | meaning                                                                                   |
+/// |-------------------|-------------------------------------------------------------------------------------------|
+/// | `table`           | its name in the database, `name` or `schema.name`, exactly as stored there; default: the last part of the declared name, found by `search_path` |
+/// | `on_conflict`     | `nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is there already is refused |
+/// | `connect_timeout` | default 10 seconds                                                                        |
+/// | `timeout`         | of writing one batch, and of one statement; default 5 minutes                              |
+#[derive(Debug, Clone)]
+pub struct DatabaseTable {
+    definition: Arc<TableDefinition>,
+    place: Place,
+    /// `(schema, name)` in the database.
+    target: (Option<String>, String),
+    on_conflict: OnConflict,
+    connect_timeout: Duration,
+    timeout: Duration,
+}
+
+impl DatabaseTable {
+    /// Reads the definition; connects nowhere. A table that is only read needs no key.
+    ///
+    /// # Errors
+    /// LOCATION or an option is not understood (user).
+    pub fn new(definition: Arc<TableDefinition>) -> Result<Self> {
+        let mut options = OptionReader::new(&definition);
+        let name = options.text("table").filter(|name| !name.is_empty());
+        let name = name.unwrap_or_else(|| definition.name.rsplit('.').next().unwrap_or(&definition.name));
+        let target = match name.split_once('.') {
+            Some((schema, name)) => (Some(schema.to_string()), name.to_string()),
+            None => (None, name.to_string()),
+        };
+        let keyed = !definition.primary_key.is_empty();
+        let on_conflict = match options.word("on_conflict", &["nothing", "update"], "")? {
+            "nothing" => OnConflict::Nothing,
+            "update" if !keyed => {
+                let error = options.error("on_conflict", "is 'update', but the table has no key");
+                return Err(error.hint("declare PRIMARY KEY (…): it says which rows are the same"));
+            }
+            "" if !keyed => OnConflict::Refuse,
+            _ => OnConflict::Update,
+        };
+        let connect_timeout = options.duration("connect_timeout", Duration::from_secs(10))?;
+        let timeout = options.duration("timeout", Duration::from_secs(300))?;
+        options.finish()?;
+        let place = place(&definition)?;
+        Ok(Self { definition, place, target, on_conflict, connect_timeout, timeout })
+    }
+
+    pub fn definition(&self) -> &Arc<TableDefinition> {
+        &self.definition
+    }
+
+    pub fn on_conflict(&self) -> OnConflict {
+        self.on_conflict
+    }
+
+    /// The table as DataFusion reads it: projection, limit and simple filters go to the database.
+    pub fn provider(&self) -> BoundedTable {
+        Arc::new(scan::DatabaseProvider::new(self.clone()))
+    }
+
+    fn is_dead_letters(&self) -> bool {
+        self.definition.options.get("role").is_some_and(|role| role.eq_ignore_ascii_case("dead_letters"))
+    }
+
+    /// The table's name in the database, as messages show it.
+    fn target_name(&self) -> String {
+        match &self.target {
+            (Some(schema), name) => format!("{schema}.{name}"),
+            (None, name) => name.clone(),
+        }
+    }
+}
+
+fn place(definition: &TableDefinition) -> Result<Place> {
+    let location = definition.location.trim();
+    if location.starts_with("postgres://") || location.starts_with("postgresql://") {
+        return Ok(Place::Postgres(Box::new(Address::parse(location).map_err(|e| e.at(definition.place.clone()))?)));
+    }
+    if let Some(path) = location.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if !path.is_empty() {
+            return Ok(Place::Sqlite(path.into()));
+        }
+    }
+    let message = format!("location {:?} of table {} is not the address of a database", redact(location), definition.name);
+    let hint = "write 'postgres://user:password@host:5432/database' or 'sqlite:path/to/file.db'";
+    Err(Error::user(message).at(definition.place.clone()).hint(hint))
+}
+
+/// The table as DataFusion reads it; see [`DatabaseTable::provider`].
+///
+/// # Errors
+/// LOCATION or an option is not understood (user).
+pub fn provider(definition: &Arc<TableDefinition>) -> Result<BoundedTable> {
+    Ok(DatabaseTable::new(definition.clone())?.provider())
+}
+
+/// One sink for each database that these tables are in. Give it the tables that are written to, each once.
+///
+/// # Errors
+/// LOCATION or an option is not understood; two tables name one database by different addresses (user).
+pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
+    let mut groups: BTreeMap<String, Vec<DatabaseTable>> = BTreeMap::new();
+    for definition in tables {
+        let table = DatabaseTable::new(definition.clone())?;
+        let group = groups.entry(sink_name(&table.place)).or_default();
+        if let Some(other) = group.first()
+            && other.definition.location.trim() != table.definition.location.trim()
+        {
+            let (one, two) = (&other.definition, &table.definition);
+            let message = format!("tables {} and {} name one database by two locations", one.name, two.name);
+            let hint = "write the same LOCATION in both: the rows of a batch go into one transaction; \
+                        another schema is chosen by OPTIONS ('table' 'schema.name')";
+            return Err(Error::user(message).at(two.place.clone()).hint(hint));
+        }
+        group.push(table);
+    }
+    let sinks = groups.into_iter().map(|(name, tables)| match tables[0].place.clone() {
+        Place::Postgres(address) => Box::new(postgres::PostgresSink::new(name, *address, tables)) as Box<dyn Sink>,
+        Place::Sqlite(path) => Box::new(sqlite::SqliteSink::new(name, path, tables)),
+    });
+    Ok(sinks.collect())
+}
+
+/// The same for every way to write one database's address, as far as text can tell.
+fn sink_name(place: &Place) -> String {
+    let text = match place {
+        Place::Postgres(address) => format!("postgres-{}", address.server()),
+        Place::Sqlite(path) => {
+            let absolute = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+            format!("sqlite-{}", absolute.display())
+        }
+    };
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' }).collect()
+}
+
+/// Quotes a name for either database.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn quoted_list<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

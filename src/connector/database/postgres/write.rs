@@ -1,0 +1,292 @@
+//! The rows of one INSERT into one table, inside the batch's transaction.
+//!
+//! ```text
+//! COPY into the table            on_conflict: none, and `nothing` while no key has collided lately
+//! COPY into a temporary table,   on_conflict: `update`, and `nothing` where a key collided
+//!   INSERT … ON CONFLICT
+//! ```
+//!
+//! Every attempt is under a savepoint. If the server refuses a row (its type, NOT NULL, CHECK, foreign key, a trigger),
+//! the rows are halved until it stands alone; it becomes a refusal and all others are written. Halves are written in
+//! the order of their rows, so that "the first stays" and "the last stays" hold across them too.
+//!
+//! Failure: what is not a row's fault ends the transaction, and the sink drops the connection.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::pin::pin;
+
+use bytes::{Bytes, BytesMut};
+use futures::SinkExt;
+use tokio_postgres::{Client, Statement};
+
+use super::catalog::{Described, describe};
+use super::copy::{HEADER, TRAILER, put_row};
+use super::error::{Class, class, failure, is_unique_violation, reason};
+use crate::connector::database::column::Column;
+use crate::connector::database::ledger::{error_text, too_many_refused};
+use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX, quoted, quoted_list};
+use crate::connector::{InsertReport, InsertRows, Refusal};
+use crate::{Error, Result};
+
+/// Bytes handed to the connection at once.
+const PIECE: usize = 256 * 1024;
+
+/// Batches that go through the temporary table at once after a key collided: replays and producers that send twice
+/// collide in runs, and each failed COPY is work done twice.
+const STAGED_BATCHES: u32 = 32;
+
+/// Our column of the temporary table: the order of the rows.
+const ORDINAL: &str = "poundlock_row";
+
+/// A table on one connection.
+pub(super) struct Writer {
+    table: DatabaseTable,
+    described: Described,
+    copy: Statement,
+    stage: Option<Stage>,
+}
+
+struct Stage {
+    copy: Statement,
+    insert: Statement,
+}
+
+/// What lives as long as the sink, whatever the connection.
+#[derive(Debug, Default)]
+pub(super) struct Habits {
+    /// Batches still to be staged, by table.
+    staged: BTreeMap<String, u32>,
+}
+
+/// What lives as long as the transaction.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Where the ordinals of the next attempt begin: rows of an earlier one stay in the temporary table until the end.
+    ordinal: i64,
+    buffer: BytesMut,
+}
+
+impl Writer {
+    /// # Errors
+    /// The table does not fit its declaration (user).
+    pub async fn prepare(client: &Client, table: &DatabaseTable, number: usize) -> Result<Self> {
+        let described = describe(client, table, true).await?;
+        let name = &described.name;
+        let failed = |e: tokio_postgres::Error| failure(&e, &format!("could not prepare to write to table {name}"));
+        let definition = table.definition();
+        let names: Vec<&str> = definition.schema.fields().iter().map(|f| f.name().as_str()).collect();
+        let columns = quoted_list(names.iter().copied());
+        let copy = format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)");
+        let copy = client.prepare(&copy).await.map_err(failed)?;
+        let stage = if table.on_conflict() == OnConflict::Refuse {
+            None
+        } else {
+            // Not LIKE: the defaults and NOT NULLs of columns that we do not write would be in the way.
+            let temporary = format!("poundlock_stage_{number}");
+            let create = format!(
+                "CREATE TEMPORARY TABLE {temporary} ON COMMIT DELETE ROWS AS \
+                 SELECT 0::bigint AS {ORDINAL}, {columns} FROM {name} WITH NO DATA"
+            );
+            client.batch_execute(&create).await.map_err(failed)?;
+            let copy = format!("COPY pg_temp.{temporary} ({ORDINAL}, {columns}) FROM STDIN (FORMAT binary)");
+            let insert = insert_statement(table, &described, &names, &format!("pg_temp.{temporary}"));
+            Some(Stage {
+                copy: client.prepare(&copy).await.map_err(failed)?,
+                insert: client.prepare(&insert).await.map_err(failed)?,
+            })
+        };
+        Ok(Self { table: table.clone(), described, copy, stage })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.table.definition().name
+    }
+
+    /// Writes the rows; call it between BEGIN and COMMIT.
+    ///
+    /// # Errors
+    /// More refused rows than a batch may have (user); anything that is not a row's fault.
+    pub async fn write(
+        &self,
+        client: &Client,
+        insert: &InsertRows,
+        habits: &mut Habits,
+        progress: &mut Progress,
+    ) -> Result<(InsertReport, Vec<Refusal>)> {
+        let mut batches = vec![];
+        let mut total = 0;
+        for batch in &insert.rows {
+            let columns: Result<Vec<Column>> = batch.columns().iter().map(Column::new).collect();
+            batches.push((total, columns?));
+            total += batch.num_rows();
+        }
+        let habit = habits.staged.entry(self.name().to_string()).or_default();
+        let mut staged = self.table.on_conflict() == OnConflict::Update || *habit > 0;
+        *habit = habit.saturating_sub(1);
+        let rows = Rows { batches, total };
+        let mut refused: BTreeMap<usize, String> = BTreeMap::new();
+        let mut written = 0;
+        // Ranges still to be written, the first one last.
+        #[allow(clippy::single_range_in_vec_init)]
+        let mut ranges = if total == 0 { vec![] } else { vec![0..total] };
+        while let Some(range) = ranges.pop() {
+            let attempt = self.attempt(client, &rows, range.clone(), staged, &mut refused, progress).await?;
+            if refused.len() > REFUSED_MAX {
+                let first = refused.values().next().map_or("", String::as_str);
+                return Err(too_many_refused(self.name(), first));
+            }
+            let Err(error) = attempt.map(|rows| written += rows) else { continue };
+            if !staged && self.stage.is_some() && is_unique_violation(&error) {
+                staged = true;
+                habits.staged.insert(self.name().to_string(), STAGED_BATCHES);
+                ranges.push(range);
+            } else if range.len() == 1 {
+                refused.insert(range.start, reason(&error));
+            } else {
+                let middle = range.start + range.len() / 2;
+                ranges.push(middle..range.end);
+                ranges.push(range.start..middle);
+            }
+        }
+        // The last halving may have crossed the limit.
+        if refused.len() > REFUSED_MAX {
+            let first = refused.values().next().map_or("", String::as_str);
+            return Err(too_many_refused(self.name(), first));
+        }
+        let report = InsertReport {
+            written,
+            conflict: (total as u64).saturating_sub(written + refused.len() as u64),
+            refused: refused.len() as u64,
+        };
+        let refusals = refused.into_iter();
+        let refusals = refusals.map(|(row, e)| Refusal { insert: insert.insert, row, error: error_text(&e) }).collect();
+        Ok((report, refusals))
+    }
+
+    /// One range under a savepoint. `Ok(Err(_))`: the server refused one of its rows; nothing of the range was written.
+    async fn attempt(
+        &self,
+        client: &Client,
+        rows: &Rows,
+        range: Range<usize>,
+        staged: bool,
+        refused: &mut BTreeMap<usize, String>,
+        progress: &mut Progress,
+    ) -> Result<Result<u64, tokio_postgres::Error>> {
+        let doing = || format!("could not write {} rows to table {}", range.len(), self.name());
+        client.batch_execute("SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
+        let written = match self.stage.as_ref().filter(|_| staged) {
+            None => self.send(client, &self.copy, rows, range.clone(), None, refused, &mut progress.buffer).await,
+            Some(stage) => {
+                let first = progress.ordinal;
+                progress.ordinal += range.len() as i64;
+                let sent =
+                    self.send(client, &stage.copy, rows, range.clone(), Some(first), refused, &mut progress.buffer).await;
+                match sent {
+                    Ok(_) => client.execute(&stage.insert, &[&first]).await,
+                    error => error,
+                }
+            }
+        };
+        match written {
+            Ok(written) => {
+                client.batch_execute("RELEASE SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
+                Ok(Ok(written))
+            }
+            Err(error) if class(&error) == Class::Row => {
+                client.batch_execute("ROLLBACK TO SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
+                Ok(Err(error))
+            }
+            Err(error) => Err(failure(&error, &doing())),
+        }
+    }
+
+    /// COPY, piece by piece; rows that cannot be encoded go to `refused` instead.
+    #[allow(clippy::too_many_arguments)]
+    async fn send(
+        &self,
+        client: &Client,
+        copy: &Statement,
+        rows: &Rows,
+        range: Range<usize>,
+        ordinal: Option<i64>,
+        refused: &mut BTreeMap<usize, String>,
+        buffer: &mut BytesMut,
+    ) -> Result<u64, tokio_postgres::Error> {
+        let mut sink = pin!(client.copy_in::<Statement, Bytes>(copy).await?);
+        buffer.clear();
+        buffer.reserve(PIECE + PIECE / 4);
+        buffer.extend_from_slice(HEADER);
+        for (start, columns, part) in rows.parts(range.clone()) {
+            for row in part {
+                let number = start + row;
+                let ordinal = ordinal.map(|first| first + (number - range.start) as i64);
+                if let Err((column, why)) = put_row(buffer, columns, &self.described.targets, row, ordinal) {
+                    let column = self.table.definition().schema.field(column).name();
+                    refused.insert(number, format!("column \"{column}\": {why}"));
+                    if refused.len() > REFUSED_MAX {
+                        return sink.finish().await; // the caller gives the batch up
+                    }
+                }
+                if buffer.len() >= PIECE {
+                    sink.feed(buffer.split().freeze()).await?;
+                    buffer.reserve(PIECE + PIECE / 4);
+                }
+            }
+        }
+        buffer.extend_from_slice(TRAILER);
+        sink.feed(buffer.split().freeze()).await?;
+        sink.finish().await
+    }
+}
+
+/// The rows of an INSERT, converted once, numbered through all its record batches.
+struct Rows {
+    /// With the number of the first row.
+    batches: Vec<(usize, Vec<Column>)>,
+    total: usize,
+}
+
+impl Rows {
+    /// `(number of the batch's first row, its columns, rows of the batch that are in the range)`.
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (usize, &[Column], Range<usize>)> {
+        let ends = self.batches.iter().skip(1).map(|(start, _)| *start).chain([self.total]);
+        self.batches.iter().zip(ends).filter_map(move |((start, columns), end)| {
+            let part = range.start.max(*start)..range.end.min(end);
+            (part.start < part.end).then(|| (*start, columns.as_slice(), part.start - start..part.end - start))
+        })
+    }
+}
+
+/// From the temporary table into the table, by the key.
+fn insert_statement(table: &DatabaseTable, described: &Described, columns: &[&str], stage: &str) -> String {
+    let list = quoted_list(columns.iter().copied());
+    let key: Vec<&str> = table.definition().primary_key.iter().map(String::as_str).collect();
+    let keys = quoted_list(key.iter().copied());
+    // As COPY does, into identity columns too.
+    let into = format!("INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE SELECT", described.name);
+    let from = format!("FROM {stage} WHERE {ORDINAL} >= $1");
+    if table.on_conflict() == OnConflict::Nothing {
+        let target = if key.is_empty() { String::new() } else { format!(" ({keys})") };
+        return format!("{into} {list} {from} ORDER BY {ORDINAL} ON CONFLICT{target} DO NOTHING");
+    }
+    let set: Vec<String> = columns.iter().filter(|c| !key.contains(c)).map(|c| quoted(c)).collect();
+    let set: Vec<String> = set.iter().map(|c| format!("{c} = EXCLUDED.{c}")).collect();
+    let action = if set.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
+    // ON CONFLICT may not meet one key twice: the last row of each is chosen before. NULLs are no key, unless the index says so.
+    let distinct = if described.nulls_equal {
+        keys.clone()
+    } else {
+        let null = key.iter().map(|k| format!("{} IS NULL", quoted(k))).collect::<Vec<_>>().join(" OR ");
+        format!("{keys}, CASE WHEN {null} THEN {ORDINAL} END")
+    };
+    format!(
+        "{into} DISTINCT ON ({distinct}) {list} {from} ORDER BY {distinct}, {ORDINAL} DESC ON CONFLICT ({keys}) DO {action}"
+    )
+}
+
+/// For errors that name the batch.
+pub(super) fn at(error: Error, batch: u64, table: &str) -> Error {
+    error.at(format!("batch {batch}, table {table}"))
+}

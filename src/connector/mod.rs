@@ -23,6 +23,8 @@ use crate::Result;
 
 pub mod options;
 
+pub mod registry;
+
 pub mod kafka;
 
 pub mod database;
@@ -34,6 +36,7 @@ pub mod file;
 pub mod memory;
 
 pub use options::{OptionReader, redact};
+pub use registry::{bounded, check, is_keyed, sinks, source};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.
 #[derive(Debug, Clone)]
@@ -262,6 +265,14 @@ pub trait Sink: Send + Sync {
 
     fn guarantee(&self) -> Guarantee;
 
+    /// The names of the tables it takes rows of.
+    fn tables(&self) -> Vec<String>;
+
+    /// Whether every batch leaves a record here, rows or not: then one that is missing was lost.
+    fn records_every_batch(&self) -> bool {
+        false
+    }
+
     /// Connects, fences writers of lower epochs, checks that tables and types fit. Returns the number of the newest
     /// batch that is whole in this sink, where it keeps one.
     ///
@@ -280,17 +291,3 @@ pub trait Sink: Send + Sync {
 
 /// A table that can be read to its end: a dimension, ad-hoc SQL.
 pub type BoundedTable = Arc<dyn TableProvider>;
-
-/// Whether a row written again under its key replaces the older one: what an open window may be written to.
-pub fn is_keyed(table: &TableDefinition) -> bool {
-    let replaces = table.options.get("on_conflict").is_none_or(|word| word.eq_ignore_ascii_case("update"));
-    table.stored_as == "DATABASE" && !table.primary_key.is_empty() && replaces
-}
-
-/// Checks a table's location and options without connecting to anything.
-///
-/// # Errors
-/// An option is missing, not understood, or not known.
-pub fn check(_table: &TableDefinition) -> Result<()> {
-    Ok(())
-}

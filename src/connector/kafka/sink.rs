@@ -139,6 +139,10 @@ impl Sink for KafkaSink {
         &self.name
     }
 
+    fn tables(&self) -> Vec<String> {
+        self.cluster.tables.values().map(|table| table.definition.name.clone()).collect()
+    }
+
     fn guarantee(&self) -> Guarantee {
         if self.cluster.transactional {
             let how = "one transaction per batch, for readers with isolation.level=read_committed; a batch is recognised \

@@ -135,6 +135,14 @@ impl Sink for MemorySink {
         &self.name
     }
 
+    fn tables(&self) -> Vec<String> {
+        vec![] // it takes what it is given
+    }
+
+    fn records_every_batch(&self) -> bool {
+        true
+    }
+
     fn guarantee(&self) -> Guarantee {
         Guarantee { level: "exactly-once", how: "rows and batch record change together, in memory".into() }
     }

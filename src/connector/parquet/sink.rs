@@ -108,6 +108,10 @@ impl Sink for ParquetSink {
         &self.name
     }
 
+    fn tables(&self) -> Vec<String> {
+        self.tables.keys().cloned().collect()
+    }
+
     fn guarantee(&self) -> Guarantee {
         Guarantee {
             level: "exactly-once",

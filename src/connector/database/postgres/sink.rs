@@ -131,6 +131,14 @@ impl Sink for PostgresSink {
         &self.name
     }
 
+    fn tables(&self) -> Vec<String> {
+        self.tables.iter().map(|table| table.definition().name.clone()).collect()
+    }
+
+    fn records_every_batch(&self) -> bool {
+        true
+    }
+
     fn guarantee(&self) -> Guarantee {
         let keyed = self.tables.iter().any(|t| t.on_conflict() != OnConflict::Refuse);
         let keyed = if keyed { "; rows with a key that is there already are settled by ON CONFLICT" } else { "" };

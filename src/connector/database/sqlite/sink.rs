@@ -73,6 +73,14 @@ impl Sink for SqliteSink {
         &self.name
     }
 
+    fn tables(&self) -> Vec<String> {
+        lock(&self.state).tables.keys().cloned().collect()
+    }
+
+    fn records_every_batch(&self) -> bool {
+        true
+    }
+
     fn guarantee(&self) -> Guarantee {
         let keyed = if self.keyed { "; rows with a key that is there already are settled by ON CONFLICT" } else { "" };
         let how = "the rows of all its tables and the batch record are committed in one transaction of the file; \

@@ -1,0 +1,85 @@
+//! Which connector a table belongs to: the one list of what `STORED AS` can be.
+
+use std::sync::Arc;
+
+use datafusion::catalog::Session;
+use uuid::Uuid;
+
+use super::database::{self, DatabaseTable, OnConflict};
+use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
+use super::parquet::reader::Visible;
+use super::parquet::{self, ParquetSink};
+use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
+use crate::{Error, Result};
+
+/// Checks a table's location and options without connecting to anything.
+///
+/// # Errors
+/// An option is missing, not understood, or not known.
+pub fn check(table: &Arc<TableDefinition>) -> Result<()> {
+    match table.stored_as.as_str() {
+        "KAFKA" if table.unbounded => KafkaTable::try_new(Arc::clone(table))?.check_as_source(),
+        "KAFKA" => KafkaTable::try_new(Arc::clone(table)).map(drop),
+        "DATABASE" => DatabaseTable::new(Arc::clone(table)).map(drop),
+        "PARQUET" => ParquetSink::for_tables(std::slice::from_ref(table)).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a row written again under its key replaces the older one: what an open window may be written to.
+pub fn is_keyed(table: &Arc<TableDefinition>) -> bool {
+    table.stored_as == "DATABASE"
+        && DatabaseTable::new(Arc::clone(table)).is_ok_and(|table| table.on_conflict() == OnConflict::Update)
+}
+
+/// The sinks of the tables that are written, one for each system. Nothing is opened yet.
+///
+/// # Errors
+/// As [`check`]; a kind of table that cannot be written.
+pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
+    let of = |kind: &str| tables.iter().filter(|t| t.stored_as == kind).cloned().collect::<Vec<_>>();
+    let mut sinks = database::sinks(&of("DATABASE"))?;
+    let boxed = |sink| Box::new(sink) as Box<dyn Sink>;
+    sinks.extend(KafkaSink::for_tables(of("KAFKA"))?.into_iter().map(boxed));
+    sinks.extend(ParquetSink::for_tables(&of("PARQUET"))?.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
+    match tables.iter().find(|t| !["DATABASE", "KAFKA", "PARQUET"].contains(&t.stored_as.as_str())) {
+        Some(table) => {
+            let error = Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
+            Err(error.at(table.place.clone()).hint("write to PARQUET, DATABASE or KAFKA"))
+        }
+        None => Ok(sinks),
+    }
+}
+
+/// # Errors
+/// As [`check`]; a kind of table that is not unbounded.
+pub fn source(table: &Arc<TableDefinition>) -> Result<Box<dyn SourceTable>> {
+    match table.stored_as.as_str() {
+        "KAFKA" => Ok(Box::new(KafkaSourceTable::try_new(Arc::clone(table))?)),
+        other => Err(Error::user(format!("table {} is STORED AS {other}, which has an end", table.name))),
+    }
+}
+
+/// The table as it is now, to its end. `pipeline` is the pipeline that writes it, with its last committed batch: of its
+/// Parquet files only those that are committed count.
+///
+/// # Errors
+/// As [`check`]; the folder cannot be listed.
+pub async fn bounded(
+    table: &Arc<TableDefinition>,
+    session: &dyn Session,
+    pipeline: Option<(Uuid, Option<u64>)>,
+) -> Result<BoundedTable> {
+    match table.stored_as.as_str() {
+        "KAFKA" => kafka::bounded_table(Arc::clone(table)),
+        "DATABASE" => database::provider(table),
+        "PARQUET" => {
+            let visible = match pipeline {
+                Some((pipeline, last)) => Visible::Committed { pipeline, last },
+                None => Visible::All,
+            };
+            parquet::reader::provider(table, visible, session).await
+        }
+        _ => file::provider(table, session).await,
+    }
+}

@@ -5,10 +5,10 @@
 //!                      └── reason ──▶ a row of NULLs, `_error` and `_raw` filled by the caller
 //! ```
 //!
-//! The scanner is driven by the declared columns and writes straight into their cells; a payload that does not fit has
-//! its half-written cells cut back, so the rows before and after it stay. arrow-json was not taken: one bad record
-//! loses its batch, it reads 1.5 as the integer 1, and an empty payload shifts rows against offsets. Why not serde_json:
-//! see [`scan`].
+//! The scanner is driven by the declared columns and writes straight into their cells; a payload that does not fit
+//! has its half-written cells cut back, so the rows before and after it stay. arrow-json was not taken: one bad record
+//! loses its batch, it reads 1.5 as the integer 1, and an empty payload shifts rows against offsets. Why not
+//! serde_json: see [`scan`].
 //!
 //! # What becomes of a payload
 //!
@@ -36,13 +36,17 @@
 //! | DECIMAL(p, s) | a number or `"12.30"`, exactly; zeros beyond the scale | digits beyond scale or precision |
 //! | REAL, DOUBLE | a number or `"1.5"`, nearest float; `"NaN"`, `"Infinity"`, `"-Infinity"` (Jackson's) | `1e999` |
 //! | BOOLEAN | `true`, `false`, `"true"`, `"false"` | `0`, `1`, `"yes"` |
-//! | VARCHAR | a string; else the exact JSON text of the value: `1.50` stays `1.50`, `{"a": 1}` too | half a surrogate pair |
+//! | VARCHAR | a string; else the exact JSON text of the value: `1.50`, `{"a": 1}` | half a surrogate pair |
 //! | BYTEA | a string of base64 with padding (Kafka Connect, Jackson) | anything else |
-//! | TIMESTAMP, TIMESTAMPTZ | ISO 8601 text, see [`time::parse_timestamp`](super::time::parse_timestamp): no zone is UTC, digits beyond the unit are cut; a number is milliseconds since 1970 | seconds with a fraction, digits in a string, years beyond 1 to 9999 (so micro- or nanoseconds given as a number) |
+//! | TIMESTAMP, TIMESTAMPTZ | ISO 8601 text; a number: ms since 1970 (see below) | digits in a string, `1.5` |
 //! | DATE | `"2024-01-31"`; a number is days since 1970 (Kafka Connect, Avro) | a timestamp |
 //! | STRUCT | an object, by the rules of a payload | anything else |
 //! | LIST | a list | anything else |
 //! | MAP with text keys | an object | anything else |
+//!
+//! Timestamps: text without a zone is UTC, the forms are those of [`parse_timestamp`](super::time::parse_timestamp),
+//! digits beyond the column's unit are cut. Years outside 1 to 9999 are refused, and with them micro- and nanoseconds
+//! given as a number.
 //!
 //! A reason reads `column.field[3]: "abc" is not an integer (byte 17)`: the path, the value as it stands in the payload
 //! (cut to 60 characters), what was wanted, and where the value begins, counted from 0. The first one met is given.
@@ -146,3 +150,6 @@ impl JsonDecoder {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod properties;

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch, StringArray, StringBuilder};
 use arrow::buffer::ScalarBuffer;
 use arrow::datatypes::{
-    DataType, Date32Type, FieldRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    TimestampSecondType,
+    DataType, Date32Type, FieldRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
+    TimestampNanosecondType, TimestampSecondType,
 };
 use arrow::error::ArrowError;
 use arrow::json::writer::{Encoder, EncoderFactory, EncoderOptions, NullableEncoder, make_encoder};
@@ -104,7 +104,10 @@ pub fn encode_rows(batch: &RecordBatch, columns: &[usize]) -> Result<EncodedRows
     let mut encoders = Vec::with_capacity(columns.len());
     for (position, column) in columns.iter().enumerate() {
         let (Some(field), Some(array)) = (schema.fields().get(*column), batch.columns().get(*column)) else {
-            return Err(Error::internal(format!("column {column} of {} is to be written as JSON", batch.num_columns())));
+            return Err(Error::internal(format!(
+                "column {column} of {} is to be written as JSON",
+                batch.num_columns()
+            )));
         };
         let encoder = make_encoder(field, array, &options).map_err(|cause| unfit(field, cause))?;
         let name = serde_json::Value::from(field.name().as_str());

@@ -161,7 +161,12 @@ mod tests {
         assert_eq!(cells(&tables(&context).await.unwrap()), ["| lake | events | base |", "| public | totals | view |"]);
         assert_eq!(
             cells(&columns(&context, "lake.events").await.unwrap()),
-            ["| id | BIGINT | yes |", "| userId | VARCHAR | yes |", "| price | DECIMAL(10, 2) | yes |", "| tags | VARCHAR[] | no |"]
+            [
+                "| id | BIGINT | yes |",
+                "| userId | VARCHAR | yes |",
+                "| price | DECIMAL(10, 2) | yes |",
+                "| tags | VARCHAR[] | no |"
+            ]
         );
         let error = columns(&context, "lake.nothing").await.unwrap_err();
         assert_eq!(error.message(), "there is no table lake.nothing");
@@ -170,7 +175,10 @@ mod tests {
     #[tokio::test]
     async fn names_for_completion() {
         let names = names(&context().await).await;
-        assert_eq!(names.tables.iter().map(String::as_str).collect::<Vec<_>>(), ["lake.events", "public.totals", "totals"]);
+        assert_eq!(
+            names.tables.iter().map(String::as_str).collect::<Vec<_>>(),
+            ["lake.events", "public.totals", "totals"]
+        );
         assert!(names.columns.contains("\"userId\"") && names.columns.contains("n"));
         assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
     }

@@ -54,9 +54,8 @@ pub async fn execute(context: &SessionContext, sql: &str, settings: Settings, ou
 pub fn parse(context: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
     let state = context.state();
     let options = &state.config().options().sql_parser;
-    let dialect = dialect_from_str(options.dialect).ok_or_else(|| {
-        Error::internal(format!("no SQL dialect {}, only {}", options.dialect, Dialect::available()))
-    })?;
+    let dialect = dialect_from_str(options.dialect)
+        .ok_or_else(|| Error::internal(format!("no SQL dialect {}, only {}", options.dialect, Dialect::available())))?;
     let parsed = DFParserBuilder::new(sql)
         .with_dialect(dialect.as_ref())
         .with_recursion_limit(options.recursion_limit.get())
@@ -82,7 +81,8 @@ async fn run(
         let verified = only_reads.verify_plan(&plan);
         verified.map_err(|cause| Error::user("this session only reads").cause(cause.strip_backtrace()))?;
     }
-    let failed = |cause: datafusion::error::DataFusionError| Error::user("the query failed").cause(cause.strip_backtrace());
+    let failed =
+        |cause: datafusion::error::DataFusionError| Error::user("the query failed").cause(cause.strip_backtrace());
     let rows = context.execute_logical_plan(plan).await.map_err(failed)?;
     let stream = rows.execute_stream().await.map_err(failed)?;
     write_batches(out, stream, settings.format, settings.rows_max).await
@@ -97,7 +97,9 @@ fn note(written: Written, settings: Settings, begin: Instant) -> Result<()> {
         let plural = if written.rows == 1 { "" } else { "s" };
         text += &format!("{} row{plural}, {:.3} s\n", written.rows, begin.elapsed().as_secs_f64());
     }
-    std::io::stderr().write_all(text.as_bytes()).map_err(|cause| Error::external("could not write to stderr").cause(cause))
+    std::io::stderr()
+        .write_all(text.as_bytes())
+        .map_err(|cause| Error::external("could not write to stderr").cause(cause))
 }
 
 #[cfg(test)]

@@ -147,7 +147,8 @@ fn editor(history: Option<&Path>) -> Result<Editor<Assistant, FileHistory>> {
     editor.set_helper(Some(Assistant::default()));
     if let Some(file) = history.filter(|file| file.exists()) {
         let loaded = editor.load_history(file);
-        loaded.map_err(|cause| Error::external(format!("could not read the history {}", file.display())).cause(cause))?;
+        loaded
+            .map_err(|cause| Error::external(format!("could not read the history {}", file.display())).cause(cause))?;
     }
     Ok(editor)
 }
@@ -208,11 +209,65 @@ impl Completer for Assistant {
 }
 
 const KEYWORDS: &[&str] = &[
-    "ALL", "ANALYZE", "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "CAST", "COUNT", "DATE", "DESC", "DESCRIBE", "DISTINCT",
-    "ELSE", "END", "EXCEPT", "EXISTS", "EXPLAIN", "FALSE", "FILTER", "FROM", "FULL", "GROUP", "HAVING", "ILIKE", "IN",
-    "INNER", "INTERSECT", "INTERVAL", "IS", "JOIN", "LEFT", "LIKE", "LIMIT", "NOT", "NULL", "NULLS", "OFFSET", "ON", "OR",
-    "ORDER", "OVER", "PARTITION", "QUALIFY", "RIGHT", "SELECT", "SHOW", "TABLES", "THEN", "TIMESTAMP", "TRUE", "UNION",
-    "USING", "VALUES", "WHEN", "WHERE", "WINDOW", "WITH",
+    "ALL",
+    "ANALYZE",
+    "AND",
+    "AS",
+    "ASC",
+    "BETWEEN",
+    "BY",
+    "CASE",
+    "CAST",
+    "COUNT",
+    "DATE",
+    "DESC",
+    "DESCRIBE",
+    "DISTINCT",
+    "ELSE",
+    "END",
+    "EXCEPT",
+    "EXISTS",
+    "EXPLAIN",
+    "FALSE",
+    "FILTER",
+    "FROM",
+    "FULL",
+    "GROUP",
+    "HAVING",
+    "ILIKE",
+    "IN",
+    "INNER",
+    "INTERSECT",
+    "INTERVAL",
+    "IS",
+    "JOIN",
+    "LEFT",
+    "LIKE",
+    "LIMIT",
+    "NOT",
+    "NULL",
+    "NULLS",
+    "OFFSET",
+    "ON",
+    "OR",
+    "ORDER",
+    "OVER",
+    "PARTITION",
+    "QUALIFY",
+    "RIGHT",
+    "SELECT",
+    "SHOW",
+    "TABLES",
+    "THEN",
+    "TIMESTAMP",
+    "TRUE",
+    "UNION",
+    "USING",
+    "VALUES",
+    "WHEN",
+    "WHERE",
+    "WINDOW",
+    "WITH",
 ];
 
 /// Where the word before the cursor begins, and what it could become.
@@ -225,7 +280,10 @@ fn completions(names: &Names, before: &str) -> (usize, Vec<String>) {
     }
     let begins = |name: &str, word: &str| {
         name.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word))
-            || name.strip_prefix('"').and_then(|n| n.get(..word.len())).is_some_and(|head| head.eq_ignore_ascii_case(word))
+            || name
+                .strip_prefix('"')
+                .and_then(|n| n.get(..word.len()))
+                .is_some_and(|head| head.eq_ignore_ascii_case(word))
     };
     let mut found: Vec<String> = names.tables.iter().filter(|name| begins(name, word)).cloned().collect();
     // Behind an alias there are columns only.
@@ -249,7 +307,9 @@ mod tests {
         for complete in ["SELECT 1;", "SELECT 1; -- done\n", "SELECT ';';", "", "  \n", "\\d", "\\q", "quit", "a;b;"] {
             assert!(is_complete(complete), "{complete}");
         }
-        for incomplete in ["SELECT 1", "SELECT ';", "SELECT 1 -- ;", "SELECT 1 /* ;", "SELECT \"a;", "SELECT 1; SELECT 2"] {
+        for incomplete in
+            ["SELECT 1", "SELECT ';", "SELECT 1 -- ;", "SELECT 1 /* ;", "SELECT \"a;", "SELECT 1; SELECT 2"]
+        {
             assert!(!is_complete(incomplete), "{incomplete}");
         }
     }
@@ -268,7 +328,8 @@ mod tests {
     #[test]
     fn completion() {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect();
-        let names = Names { tables: set(&["kafka.events", "totals"]), columns: set(&["event_id", "\"eventTime\"", "n"]) };
+        let names =
+            Names { tables: set(&["kafka.events", "totals"]), columns: set(&["event_id", "\"eventTime\"", "n"]) };
         let complete = |before| completions(&names, before);
         assert_eq!(complete("SELECT * FROM kaf"), (14, vec!["kafka.events".to_string()]));
         assert_eq!(complete("SELECT event"), (7, vec!["\"eventTime\"".to_string(), "event_id".to_string()]));

@@ -29,19 +29,40 @@ pub struct Column {
 pub enum Cells {
     Boolean(Vec<bool>),
     /// All widths; UInt64 as the bits of an i64.
-    Integer { values: Vec<i64>, min: i128, max: i128 },
-    Float { values: Vec<f64>, single: bool },
-    Decimal { values: Vec<i128>, precision: u8, scale: i8 },
+    Integer {
+        values: Vec<i64>,
+        min: i128,
+        max: i128,
+    },
+    Float {
+        values: Vec<f64>,
+        single: bool,
+    },
+    Decimal {
+        values: Vec<i128>,
+        precision: u8,
+        scale: i8,
+    },
     Text(Bytes),
     /// Given as base64.
     Binary(Bytes),
-    Timestamp { values: Vec<i64>, per_second: i64 },
+    Timestamp {
+        values: Vec<i64>,
+        per_second: i64,
+    },
     /// Days since 1970-01-01.
     Date(Vec<i32>),
     Struct(Fields),
     /// `ends` begins with 0.
-    List { ends: Vec<i32>, items: Box<Column> },
-    Map { ends: Vec<i32>, keys: Bytes, values: Box<Column> },
+    List {
+        ends: Vec<i32>,
+        items: Box<Column>,
+    },
+    Map {
+        ends: Vec<i32>,
+        keys: Bytes,
+        values: Box<Column>,
+    },
 }
 
 impl Column {
@@ -162,7 +183,9 @@ impl Column {
             (Cells::List { ends, items }, Value::List) => read_list(ends, items, scan)?,
             (Cells::Map { ends, keys, values }, Value::Object) => read_map(ends, keys, values, scan)?,
             (cells, Value::Bool(value)) => {
-                let Cells::Boolean(values) = cells else { return Err(cells.refuse(value_name(scan, start, None), start)) };
+                let Cells::Boolean(values) = cells else {
+                    return Err(cells.refuse(value_name(scan, start, None), start));
+                };
                 values.push(value);
             }
             (cells, Value::Number(number)) => cells.push_number(number, number, start)?,
@@ -193,7 +216,9 @@ impl Cells {
             },
             Cells::Float { values, single } => match float(number, *single) {
                 Some(value) if value.is_finite() => values.push(value),
-                Some(_) => return wrong(&format!("is too large for a float of {} bits", if *single { 32 } else { 64 })),
+                Some(_) => {
+                    return wrong(&format!("is too large for a float of {} bits", if *single { 32 } else { 64 }));
+                }
                 None => return wrong("is not a number"),
             },
             Cells::Decimal { values, precision, scale } => match exact(number, *scale) {
@@ -214,7 +239,8 @@ impl Cells {
                     }
                     Exact::Fraction | Exact::NotANumber => return wrong("is not a whole number of milliseconds"),
                 };
-                let instant = Instant { seconds: millis.div_euclid(1_000), nanos: millis.rem_euclid(1_000) * 1_000_000 };
+                let instant =
+                    Instant { seconds: millis.div_euclid(1_000), nanos: millis.rem_euclid(1_000) * 1_000_000 };
                 match instant.in_units(*per_second) {
                     Some(value) => values.push(value),
                     None => return wrong("is beyond what nanoseconds can count"),
@@ -345,6 +371,7 @@ fn is_text_map(fields: &arrow::datatypes::Fields) -> bool {
 }
 
 fn unfit(name: &str, data_type: &DataType) -> Error {
-    Error::user(format!("column {name:?} has type {data_type}, which JSON payloads cannot fill"))
-        .hint("declare it VARCHAR to get the JSON text of the value; fields inside STRUCT, LIST and MAP must be nullable")
+    Error::user(format!("column {name:?} has type {data_type}, which JSON payloads cannot fill")).hint(
+        "declare it VARCHAR to get the JSON text of the value; fields inside STRUCT, LIST and MAP must be nullable",
+    )
 }

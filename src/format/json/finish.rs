@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int64Array, ListArray, MapArray,
-    PrimitiveArray, StringViewArray, StructArray, UInt64Array,
+    ArrayRef, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int64Array, ListArray,
+    MapArray, PrimitiveArray, StringViewArray, StructArray, UInt64Array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow::compute::cast;
@@ -86,7 +86,11 @@ fn entries(fields: &Fields, keys: &mut Bytes, values: ArrayRef) -> Result<Struct
 }
 
 fn timestamps(data_type: &DataType, values: Vec<i64>, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-    fn of<T: ArrowTimestampType>(data_type: &DataType, values: Vec<i64>, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
+    fn of<T: ArrowTimestampType>(
+        data_type: &DataType,
+        values: Vec<i64>,
+        nulls: Option<NullBuffer>,
+    ) -> Result<ArrayRef> {
         let array = PrimitiveArray::<T>::try_new(values.into(), nulls)?;
         Ok(Arc::new(array.with_data_type(data_type.clone())))
     }

@@ -1,13 +1,11 @@
 use std::sync::Arc;
 
+use super::*;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use proptest::prelude::*;
 
-use super::*;
-
-fn fields(columns: &[(&str, DataType)]) -> Vec<FieldRef> {
+pub(super) fn fields(columns: &[(&str, DataType)]) -> Vec<FieldRef> {
     columns.iter().map(|(name, data_type)| Arc::new(Field::new(*name, data_type.clone(), true))).collect()
 }
 
@@ -15,15 +13,15 @@ fn micros() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, None)
 }
 
-fn list(item: DataType) -> DataType {
+pub(super) fn list(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
 
-fn object(columns: &[(&str, DataType)]) -> DataType {
+pub(super) fn object(columns: &[(&str, DataType)]) -> DataType {
     DataType::Struct(fields(columns).into_iter().collect())
 }
 
-fn map(value: DataType) -> DataType {
+pub(super) fn map(value: DataType) -> DataType {
     let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", value, true)];
     DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries.into()), false)), false)
 }
@@ -34,7 +32,7 @@ fn cell(data_type: &DataType, value: &str) -> Result<String, String> {
 }
 
 /// Pushes the payload between two good rows of `{}`, which have to stay.
-fn row(columns: &[(&str, DataType)], payload: &[u8]) -> Result<Vec<String>, String> {
+pub(super) fn row(columns: &[(&str, DataType)], payload: &[u8]) -> Result<Vec<String>, String> {
     let columns = fields(columns);
     let mut decoder = JsonDecoder::try_new(&columns).unwrap();
     decoder.push(Some(b"{}")).unwrap();
@@ -219,7 +217,11 @@ fn decimals_are_exact() {
             "99999999999999999999999999999999999999",
             Ok("99999999999999999999999999999999999999"),
         ),
-        (DataType::Decimal128(38, 18), "9007199254740993.000000000000000001", Ok("9007199254740993.000000000000000001")),
+        (
+            DataType::Decimal128(38, 18),
+            "9007199254740993.000000000000000001",
+            Ok("9007199254740993.000000000000000001"),
+        ),
     ]);
 }
 
@@ -354,9 +356,12 @@ fn a_refused_row_leaves_nothing_behind() {
         ("rows", list(object(&[("text", DataType::Utf8View), ("tags", map(DataType::Utf8View))]))),
         ("id", DataType::Int64),
     ]);
-    let good = br#"{"long":"a text of more than 12 bytes","rows":[{"text":"another one, also long","tags":{"a long key of a map":"b"}}],"id":1}"#;
-    let bad = br#"{"long":"a text of a row that is bad","rows":[{"text":"a text in a bad row","tags":{"of a bad row too":"of a bad row as well"}}],"id":"x"}"#;
-    let half = br#"{"long":"a text of a row that is bad","rows":[{"text":"a text in a bad row","tags":{"of a bad row too":"#;
+    let good = br#"{"long":"a text of more than 12 bytes","rows":[
+        {"text":"another one, also long","tags":{"a long key of a map":"b"}}],"id":1}"#;
+    let bad = br#"{"long":"a text of a row that is bad","rows":[
+        {"text":"a text in a bad row","tags":{"of a bad row too":"of a bad row as well"}}],"id":"x"}"#;
+    let half =
+        br#"{"long":"a text of a row that is bad","rows":[{"text":"a text in a bad row","tags":{"of a bad row too":"#;
     let (mut mixed, mut pure) = (JsonDecoder::try_new(&columns).unwrap(), JsonDecoder::try_new(&columns).unwrap());
     for _ in 0..3 {
         mixed.push(Some(good)).unwrap();
@@ -435,90 +440,10 @@ fn any_order_of_keys() {
 #[test]
 fn types_that_json_cannot_fill() {
     let not_null = DataType::List(Arc::new(Field::new("item", DataType::Int64, false)));
-    for data_type in [DataType::Null, DataType::Duration(TimeUnit::Second), list(DataType::Date64), not_null, object(&[])] {
+    for data_type in
+        [DataType::Null, DataType::Duration(TimeUnit::Second), list(DataType::Date64), not_null, object(&[])]
+    {
         let error = JsonDecoder::try_new(&fields(&[("c", data_type)])).err().unwrap();
         assert!(error.message().contains("which JSON payloads cannot fill"), "{error}");
-    }
-}
-
-/// JSON-like text: mostly tokens in a random order, so that many are nearly right.
-fn jsonish() -> impl Strategy<Value = String> {
-    let token = prop_oneof![
-        4 => Just("{"), 4 => Just("}"), 3 => Just("["), 3 => Just("]"), 6 => Just(":"), 6 => Just(","),
-        6 => Just("\"a\""), 3 => Just("\"c\""), 3 => Just("1"), 2 => Just("-0.5e+3"), 2 => Just("null"),
-        2 => Just("true"), 2 => Just("false"), 1 => Just(" "), 1 => Just("\n"), 1 => Just("\"\\u00e9\\n\""), 1 => Just("\""), 1 => Just("\\"),
-        1 => Just("\\u12"), 1 => Just("0"), 1 => Just("."), 1 => Just("e"), 1 => Just("-"), 1 => Just("é"), 1 => Just("\t"),
-        1 => Just("\u{1}"), 1 => Just("nul"),
-    ];
-    proptest::collection::vec(token, 0..12).prop_map(|tokens| tokens.concat())
-}
-
-/// A whole JSON value, printed with or without white space.
-fn value() -> impl Strategy<Value = serde_json::Value> {
-    let leaf = prop_oneof![
-        Just(serde_json::Value::Null),
-        any::<bool>().prop_map(Into::into),
-        any::<i64>().prop_map(Into::into),
-        any::<i32>().prop_map(|v| (f64::from(v) / 8.0).into()), // serde_json reads longer fractions inexactly
-        any::<String>().prop_map(Into::into),
-    ];
-    leaf.prop_recursive(4, 24, 5, |inner| {
-        prop_oneof![
-            proptest::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
-            proptest::collection::btree_map("[a-d]|\\PC{0,3}", inner, 0..5)
-                .prop_map(|map| map.into_iter().collect::<serde_json::Map<_, _>>().into()),
-        ]
-    })
-}
-
-fn accepts(text: &str) -> bool {
-    let mut scan = Scanner::new(text, 0);
-    scan.skip_value().and_then(|()| scan.end()).is_ok()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-    #[test]
-    fn accepts_what_serde_json_accepts(text in prop_oneof![jsonish(), any::<String>()]) {
-        let expected = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
-        prop_assert_eq!(accepts(&text), expected, "{}", text);
-    }
-
-    #[test]
-    fn reads_what_serde_json_wrote(values in proptest::collection::btree_map("[a-e]", value(), 0..6), pretty: bool) {
-        let columns: Vec<_> = ["a", "b", "c", "d"].map(|name| (name, DataType::Utf8View)).into();
-        let object: serde_json::Map<_, _> = values.clone().into_iter().collect();
-        let text = if pretty { serde_json::to_string_pretty(&object) } else { serde_json::to_string(&object) };
-        let cells = row(&columns, text.unwrap().as_bytes()).unwrap();
-        for ((name, _), cell) in columns.iter().zip(cells) {
-            match values.get(*name) {
-                None | Some(serde_json::Value::Null) => prop_assert_eq!(cell, "NULL"),
-                Some(serde_json::Value::String(text)) => prop_assert_eq!(&cell, text),
-                Some(value) => prop_assert_eq!(&serde_json::from_str::<serde_json::Value>(&cell).unwrap(), value),
-            }
-        }
-    }
-
-    #[test]
-    fn any_payload_is_one_row(payloads in proptest::collection::vec(
-        prop_oneof![jsonish().prop_map(String::into_bytes), any::<Vec<u8>>(), value().prop_map(|v| v.to_string().into_bytes())],
-        0..8,
-    )) {
-        let columns = fields(&[
-            ("a", list(object(&[("a", DataType::Int64), ("c", DataType::Utf8View)]))),
-            ("c", map(list(DataType::Float64))),
-            ("b", DataType::Utf8View),
-        ]);
-        let mut decoder = JsonDecoder::try_new(&columns).unwrap();
-        for payload in &payloads {
-            if let Err(reason) = decoder.push(Some(payload)) {
-                prop_assert!(reason.chars().count() < 300 && !reason.contains('\n'), "{}", reason);
-            }
-        }
-        prop_assert_eq!(decoder.len(), payloads.len());
-        for array in decoder.finish().unwrap() {
-            prop_assert_eq!(array.len(), payloads.len());
-        }
     }
 }

@@ -1,7 +1,7 @@
 use arrow::array::{
-    ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
-    Float64Array, Int8Array, Int64Array, ListArray, RecordBatch, StringArray, StringDictionaryBuilder, StringViewArray,
-    StructArray, TimestampMicrosecondArray, TimestampMillisecondArray, UInt64Array,
+    ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray,
+    Float32Array, Float64Array, Int8Array, Int64Array, ListArray, RecordBatch, StringArray, StringDictionaryBuilder,
+    StringViewArray, StructArray, TimestampMicrosecondArray, TimestampMillisecondArray, UInt64Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{Field, Int32Type, Schema};
@@ -104,7 +104,14 @@ fn rows() -> impl Strategy<Value = Vec<Row>> {
     let decimal = -(10_i128.pow(38) - 1)..10_i128.pow(38);
     let micros = time::DAYS_MIN * 86_400_000_000..time::DAYS_MAX * 86_400_000_000;
     let day = time::DAYS_MIN as i32..=time::DAYS_MAX as i32;
-    let left = (any::<Option<bool>>(), any::<Option<i8>>(), any::<Option<i64>>(), any::<Option<u64>>(), of(single), of(double));
+    let left = (
+        any::<Option<bool>>(),
+        any::<Option<i8>>(),
+        any::<Option<i64>>(),
+        any::<Option<u64>>(),
+        of(single),
+        of(double),
+    );
     let list = of(proptest::collection::vec(any::<Option<String>>(), 0..4));
     let right = (of(decimal), any::<Option<String>>(), any::<Option<Vec<u8>>>(), of(day), of(micros), list);
     let row = (left, right).prop_map(|(l, r)| Row {
@@ -148,12 +155,9 @@ fn columns(rows: &[Row]) -> Vec<(&'static str, ArrayRef)> {
     let fields = vec![Field::new("list", list.data_type().clone(), true), Field::new("big", DataType::Int64, true)];
     let nulls = NullBuffer::from_iter(rows.iter().map(|r| r.boolean.is_some()));
     // A NULL object has no fields: what the decoder gives.
-    let masked = arrow::compute::nullif(&big, &arrow::compute::not(&BooleanArray::new(nulls.inner().clone(), None)).unwrap());
-    let empty = StructArray::new(
-        fields[1..].to_vec().into(),
-        vec![masked.unwrap()],
-        Some(nulls),
-    );
+    let masked =
+        arrow::compute::nullif(&big, &arrow::compute::not(&BooleanArray::new(nulls.inner().clone(), None)).unwrap());
+    let empty = StructArray::new(fields[1..].to_vec().into(), vec![masked.unwrap()], Some(nulls));
     vec![
         ("boolean", column!(BooleanArray, boolean)),
         ("tiny", column!(Int8Array, tiny)),
@@ -190,7 +194,8 @@ proptest! {
                 return Err(TestCaseError::fail(format!("{reason} in {}", String::from_utf8_lossy(text))));
             }
         }
-        let decoded = RecordBatch::try_new(Arc::new(Schema::new(batch.schema().fields().clone())), decoder.finish().unwrap());
+        let schema = Arc::new(Schema::new(batch.schema().fields().clone()));
+        let decoded = RecordBatch::try_new(schema, decoder.finish().unwrap());
         prop_assert_eq!(&decoded.unwrap(), &batch);
     }
 }

@@ -171,7 +171,7 @@ impl Checkpoint {
     pub async fn put_blob(&self, kind: Blob, bytes: Bytes) -> Result<String> {
         let inner = &self.0;
         let _not_swept_meanwhile = inner.blobs.lock().await;
-        let hash = blake3::hash(&bytes).to_hex().to_string();
+        let hash = Self::hash_of(&bytes);
         let key = kind.key(&hash);
         inner.note_blob(&key, None);
         if inner.location.store.head(&inner.path(&key)).await.is_err() {
@@ -179,6 +179,11 @@ impl Checkpoint {
             inner.put_new(&key, inner.encode(&key, &(), bytes).await?).await?;
         }
         Ok(hash)
+    }
+
+    /// The name that [`Checkpoint::put_blob`] gives these bytes.
+    pub fn hash_of(bytes: &[u8]) -> String {
+        blake3::hash(bytes).to_hex().to_string()
     }
 
     /// # Errors

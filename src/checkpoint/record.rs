@@ -23,6 +23,9 @@ pub struct Plan {
     pub dimensions: BTreeMap<String, String>,
     /// `target_partitions` of the queries.
     pub partitions: usize,
+    /// `--close-windows`: the last batch of a bounded run closes every window.
+    #[serde(default)]
+    pub close_windows: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

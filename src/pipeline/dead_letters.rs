@@ -16,6 +16,7 @@ use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
 
 /// A row that was refused, and by whom.
+#[derive(Debug)]
 pub struct DeadLetter {
     error: String,
     stage: &'static str,
@@ -59,6 +60,20 @@ impl DeadLetter {
             position -= batch.num_rows();
         }
         Err(Error::internal(format!("a sink refused row {} of {}, which has fewer", refusal.row, insert.table.name)))
+    }
+}
+
+impl DeadLetter {
+    /// Where the row came from, as far as known.
+    pub fn place(&self) -> String {
+        let number = |n: Option<i64>| n.map_or_else(|| "?".to_string(), |n| n.to_string());
+        let topic = self.topic.as_deref().unwrap_or("?");
+        let from = format!("topic {topic}, partition {}, offset {}", number(self.partition), number(self.offset));
+        self.sink.as_ref().map_or_else(|| from.clone(), |sink| format!("table {sink}, {from}"))
+    }
+
+    pub fn reason(&self) -> &str {
+        &self.error
     }
 }
 

@@ -1,1 +1,29 @@
-//! pipeline
+//! The loop: cut, plan, run, write, commit; and the start that takes it up again.
+//!
+//! ```text
+//!   fetch, decode │ batch N+1 ────────────────────┐
+//!   cut plan run  │           batch N+1 ──────────│── at most one batch ahead
+//!   write commit  │ batch N ──────────│ batch N+1 │
+//! ```
+//!
+//! The plan of a batch is durable before anything of it is written, its commit after everything is: so a restart knows
+//! which batch may be half written, and replays exactly that. No product is named here; no event, no table.
+
+pub mod watermark;
+
+pub mod rows;
+
+pub mod run;
+
+pub mod dead_letters;
+
+pub mod dimension;
+
+pub mod write;
+
+pub mod start;
+
+pub mod turn;
+
+pub use start::Pipeline;
+pub use turn::{BatchSummary, End, Options};

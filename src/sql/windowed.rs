@@ -109,7 +109,7 @@ impl PaneDefinition {
 #[derive(Debug, Default)]
 pub struct Windows {
     pub views: Vec<View>,
-    pub stores: Vec<PaneDefinition>,
+    pub stores: Vec<Arc<PaneDefinition>>,
     names: Vec<(Aggregate, String)>,
 }
 
@@ -150,11 +150,14 @@ impl Windows {
         let (size, start_column, end_column) = (paned.size, paned.start_column, paned.end_column);
         let store = match self.stores.iter().position(|store| store.paned == paned.aggregate) {
             Some(store) => {
-                self.stores[store].size_max = self.stores[store].size_max.max(size);
+                // Nobody else holds it while the program is being planned.
+                if let Some(definition) = Arc::get_mut(&mut self.stores[store]) {
+                    definition.size_max = definition.size_max.max(size);
+                }
                 store
             }
             None => {
-                self.stores.push(paned.define(state)?);
+                self.stores.push(Arc::new(paned.define(state)?));
                 self.stores.len() - 1
             }
         };

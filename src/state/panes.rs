@@ -152,8 +152,7 @@ impl PaneStore {
                 crowded.insert(pane);
             }
         }
-        let size = self.definition.size_max;
-        self.panes.retain(|pane, _| pane.saturating_add(size) > after);
+        self.evict(after);
         for pane in crowded {
             let Some(list) = self.panes.get(&pane) else { continue };
             let rows = list.iter().map(|states| states.rows.clone()).collect();
@@ -164,6 +163,12 @@ impl PaneStore {
         Ok(())
     }
 
+    /// Forgets panes that no window needs that is open at this watermark.
+    pub fn evict(&mut self, after: i64) {
+        let size = self.definition.size_max;
+        self.panes.retain(|pane, _| pane.saturating_add(size) > after);
+    }
+
     /// Puts back states that were read from a checkpoint, as one more entry of each pane's list.
     pub fn restore(&mut self, states: &[RecordBatch]) -> Result<()> {
         for (pane, states) in self.by_pane(states)? {
@@ -172,6 +177,7 @@ impl PaneStore {
         Ok(())
     }
 
+    /// Applies the delta of a commit again.
     pub async fn restored(&mut self, states: &[RecordBatch], after: i64, state: &SessionState) -> Result<()> {
         let delta = Delta { panes: self.by_pane(states)?, ..Delta::default() };
         self.apply(delta, after, state).await

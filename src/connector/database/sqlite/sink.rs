@@ -36,6 +36,7 @@ pub struct SqliteSink {
     name: String,
     state: Arc<Mutex<State>>,
     keyed: bool,
+    tables: Vec<String>,
 }
 
 struct State {
@@ -51,9 +52,10 @@ impl SqliteSink {
     pub(in crate::connector::database) fn new(name: String, path: PathBuf, tables: Vec<DatabaseTable>) -> Self {
         let keyed = tables.iter().any(|t| t.on_conflict() != OnConflict::Refuse);
         let busy_timeout = tables.iter().map(|t| t.connect_timeout).max().unwrap_or_default();
-        let tables = tables.into_iter().map(|t| (t.definition().name.clone(), t)).collect();
+        let tables: BTreeMap<_, _> = tables.into_iter().map(|t| (t.definition().name.clone(), t)).collect();
+        let names = tables.keys().cloned().collect();
         let state = State { path, tables, busy_timeout, identity: None, connection: None };
-        Self { name, state: Arc::new(Mutex::new(state)), keyed }
+        Self { name, state: Arc::new(Mutex::new(state)), keyed, tables: names }
     }
 
     /// Runs on a thread that may block.
@@ -74,7 +76,7 @@ impl Sink for SqliteSink {
     }
 
     fn tables(&self) -> Vec<String> {
-        lock(&self.state).tables.keys().cloned().collect()
+        self.tables.clone()
     }
 
     fn records_every_batch(&self) -> bool {

@@ -1,0 +1,228 @@
+//! The rows of one batch into every sink: all side by side, then the dead letters, until all of them have it.
+//!
+//! Asked again with the same batch, a sink leaves the same result; so a retry after any error is safe. What a sink
+//! refused is stored before the dead letters are written, and the first answer counts: the dead letters of a replay are
+//! the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+
+use super::dead_letters::{self, DeadLetter};
+use super::rows;
+use crate::checkpoint::Checkpoint;
+use crate::connector::{
+    Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
+};
+use crate::{Error, Result};
+
+/// A sink that fails so often in a row stops the pipeline: nothing is lost, a restart goes on with this batch.
+const ATTEMPTS_MAX: u32 = 10;
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// All sinks of a program.
+pub struct Sinks {
+    sinks: Vec<OpenSink>,
+    dead_letters: Option<Arc<TableDefinition>>,
+    /// Number of INSERTs in the program: the engine's own rows of dead letters are numbered after them.
+    inserts: usize,
+}
+
+struct OpenSink {
+    sink: Box<dyn Sink>,
+    tables: BTreeSet<String>,
+    newest: Option<u64>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub reports: BTreeMap<usize, InsertReport>,
+    /// By table.
+    pub files: BTreeMap<String, Vec<String>>,
+    /// Rows of dead letters that the engine added.
+    pub engine_rows: Option<InsertRows>,
+    pub refused: u64,
+}
+
+/// A batch that has run.
+#[derive(Debug)]
+pub struct ToWrite {
+    pub number: u64,
+    pub planned_at: i64,
+    pub offsets: BTreeMap<String, Ranges>,
+    pub inserts: Vec<InsertRows>,
+    pub refused_by_query: Vec<DeadLetter>,
+}
+
+impl Sinks {
+    /// Connects to all of them, side by side.
+    pub async fn open(
+        sinks: Vec<Box<dyn Sink>>,
+        identity: &Identity,
+        dead_letters: Option<Arc<TableDefinition>>,
+        inserts: usize,
+    ) -> Result<Self> {
+        let open = |mut sink: Box<dyn Sink>| async move {
+            let newest = with_retries(sink.as_mut(), "open", async |sink| sink.open(identity).await).await?;
+            Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
+        };
+        let sinks = try_join_all(sinks.into_iter().map(open)).await?;
+        Ok(Self { sinks, dead_letters, inserts })
+    }
+
+    /// Name and newest whole batch of each, and whether it records every batch.
+    pub fn newest(&self) -> impl Iterator<Item = (&str, Option<u64>, bool, &BTreeSet<String>)> {
+        self.sinks.iter().map(|s| (s.sink.name(), s.newest, s.sink.records_every_batch(), &s.tables))
+    }
+
+    /// The sinks that hold any part of a batch.
+    pub async fn holding(&mut self, batch: u64) -> Result<Vec<String>> {
+        let mut holding = Vec::new();
+        for open in &mut self.sinks {
+            if with_retries(open.sink.as_mut(), "ask", async |sink| sink.holds(batch).await).await? {
+                holding.push(open.sink.name().to_string());
+            }
+        }
+        Ok(holding)
+    }
+
+    /// Returns when every sink has the batch.
+    ///
+    /// # Errors
+    /// A sink failed for good, or too often; a row was refused and there is no table for dead letters.
+    pub async fn write(&mut self, batch: &ToWrite, checkpoint: &Checkpoint) -> Result<Written> {
+        let mut written = Written::default();
+        let is_dead = |rows: &InsertRows| self.dead_letters.as_ref().is_some_and(|t| t.name == rows.table.name);
+        let (dead, rows): (Vec<_>, Vec<_>) = batch.inserts.iter().cloned().partition(is_dead);
+        let refusals = self.wave(batch, Wave::Rows, &rows, checkpoint, &mut written).await?;
+        let mut letters: Vec<DeadLetter> = Vec::new();
+        for refusal in &refusals {
+            let insert = batch.inserts.iter().find(|rows| rows.insert == refusal.insert);
+            let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
+            letters.push(DeadLetter::of_sink(refusal, insert)?);
+        }
+        written.refused = letters.len() as u64;
+        let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
+        let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
+        if let Some(refusal) = refused.first() {
+            let error = Error::user("a dead letter was refused by its own sink").cause(&refusal.error);
+            return Err(error.at(format!("batch {}", batch.number)).hint("widen the columns of the dead letters' table"));
+        }
+        Ok(written)
+    }
+
+    fn with_engine_rows(
+        &self,
+        batch: &ToWrite,
+        mut dead: Vec<InsertRows>,
+        of_sinks: &[DeadLetter],
+        written: &mut Written,
+    ) -> Result<Vec<InsertRows>> {
+        let Some(table) = &self.dead_letters else {
+            let Some(letter) = batch.refused_by_query.iter().chain(of_sinks).next() else { return Ok(dead) };
+            let error = Error::user("a row was refused, and there is no table for dead letters");
+            let error = error.at(format!("batch {}, {}", batch.number, letter.place())).cause(letter.reason());
+            return Err(error.hint("declare one with OPTIONS ('role' 'dead_letters')"));
+        };
+        let mut rows = dead_letters::rows(&batch.refused_by_query, batch.number, table)?;
+        rows.extend(dead_letters::rows(of_sinks, batch.number, table)?);
+        if !rows.is_empty() {
+            let hash = rows::hash(&rows)?;
+            let own = InsertRows { insert: self.inserts, table: Arc::clone(table), rows, hash };
+            written.engine_rows = Some(own.clone());
+            dead.push(own);
+        }
+        Ok(dead)
+    }
+
+    async fn wave(
+        &mut self,
+        batch: &ToWrite,
+        wave: Wave,
+        inserts: &[InsertRows],
+        checkpoint: &Checkpoint,
+        written: &mut Written,
+    ) -> Result<Vec<Refusal>> {
+        let mut writes = Vec::new();
+        for open in &mut self.sinks {
+            let own = |rows: &&InsertRows| open.tables.is_empty() || open.tables.contains(&rows.table.name);
+            let inserts: Vec<InsertRows> = inserts.iter().filter(own).cloned().collect();
+            if inserts.is_empty() && (wave == Wave::DeadLetters || !open.sink.records_every_batch()) {
+                continue;
+            }
+            let (planned_at, offsets) = (batch.planned_at, batch.offsets.clone());
+            let request = WriteRequest { batch: batch.number, wave, planned_at, offsets, inserts };
+            writes.push(write_one(open, request, checkpoint));
+        }
+        let mut refusals = Vec::new();
+        for (report, request) in try_join_all(writes).await? {
+            for rows in &request.inserts {
+                let of_insert = report.inserts.get(&rows.insert).copied().unwrap_or_default();
+                written.reports.insert(rows.insert, of_insert);
+                let produced = rows.row_count() as u64;
+                if of_insert.written + of_insert.conflict + of_insert.refused != produced && !report.already {
+                    let error = format!("sink accounts for {of_insert:?} of {produced} rows of {}", rows.table.name);
+                    return Err(Error::internal(error));
+                }
+            }
+            for file in report.files {
+                let table = request.inserts.iter().find(|rows| rows.table.stored_as == "PARQUET");
+                let table = table.map(|rows| rows.table.name.clone()).unwrap_or_default();
+                written.files.entry(table).or_default().push(file);
+            }
+            refusals.extend(report.refusals);
+        }
+        refusals.sort_by_key(|refusal| (refusal.insert, refusal.row));
+        Ok(refusals)
+    }
+}
+
+async fn write_one(
+    open: &mut OpenSink,
+    request: WriteRequest,
+    checkpoint: &Checkpoint,
+) -> Result<(WriteReport, WriteRequest)> {
+    let mut report = with_retries(open.sink.as_mut(), "write", async |sink| sink.write(&request).await).await?;
+    if !open.sink.records_every_batch() && request.wave == Wave::Rows {
+        let name = open.sink.name();
+        if report.already {
+            report.refusals = checkpoint.get_refused(request.batch, name).await?.unwrap_or_default();
+        } else if !report.refusals.is_empty() {
+            report.refusals = checkpoint.put_refused(request.batch, name, &report.refusals).await?;
+        }
+    }
+    Ok((report, request))
+}
+
+/// Tries again after passing trouble, with growing pauses.
+async fn with_retries<T>(
+    sink: &mut dyn Sink,
+    what: &str,
+    mut attempt: impl AsyncFnMut(&mut dyn Sink) -> Result<T>,
+) -> Result<T> {
+    let mut pause = BACKOFF_FIRST;
+    for number in 1..=ATTEMPTS_MAX {
+        match attempt(&mut *sink).await {
+            Ok(done) => return Ok(done),
+            Err(error) if error.is_retryable() && number < ATTEMPTS_MAX => {
+                let name = sink.name();
+                let line = error.line();
+                tracing::warn!(sink = name, attempt = number, "could not {what}, trying again in {pause:?}: {line}");
+                tokio::time::sleep(jittered(pause, number)).await;
+                pause = (pause * 2).min(BACKOFF_MAX);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::internal("a retry without an attempt"))
+}
+
+/// Up to a quarter longer, so that several processes do not come back at once.
+fn jittered(pause: Duration, number: u32) -> Duration {
+    let spread = u64::from(std::process::id()).wrapping_mul(2_654_435_761).wrapping_add(u64::from(number) * 97) % 256;
+    pause + pause.mul_f64(spread as f64 / 1_024.0)
+}

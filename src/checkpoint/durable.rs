@@ -61,7 +61,8 @@ impl Location {
     /// # Errors
     /// Another scheme, or a path that cannot be one of an object. Nothing is created or read.
     pub fn parse(address: &str) -> Result<Self> {
-        let invalid = |e: &dyn fmt::Display| Error::user(format!("{:?} is not a usable path", redact(address))).cause(e);
+        let invalid =
+            |e: &dyn fmt::Display| Error::user(format!("{:?} is not a usable path", redact(address))).cause(e);
         match address.split_once("://") {
             None | Some(("file", _)) => {
                 let path = match address.strip_prefix("file://") {
@@ -117,7 +118,8 @@ fn resolve(path: &FilePath) -> io::Result<PathBuf> {
         match existing.canonicalize() {
             Ok(base) => return Ok(rest.iter().rev().fold(base, |path, name| path.join(name))),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let name = existing.file_name().ok_or_else(|| io::Error::other("'..' leads through a missing folder"))?;
+                let name =
+                    existing.file_name().ok_or_else(|| io::Error::other("'..' leads through a missing folder"))?;
                 rest.push(name.to_owned());
                 existing = existing.parent().ok_or(e)?;
             }
@@ -156,7 +158,10 @@ impl Durable {
             let leftover = entry.file_name().to_str().is_some_and(is_aside);
             let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
             // Whoever finished or removed it in between has done the work.
-            if leftover && matches!(age, Ok(Ok(age)) if age > LEFTOVER_AGE) && std::fs::remove_file(entry.path()).is_ok() {
+            if leftover
+                && matches!(age, Ok(Ok(age)) if age > LEFTOVER_AGE)
+                && std::fs::remove_file(entry.path()).is_ok()
+            {
                 removed += 1;
             }
         }
@@ -267,7 +272,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Sen
 }
 
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutResult> {
-    fail::fail_point!("durable::before_write", |_| Err(generic(io::Error::other("fail point durable::before_write"), path)));
+    fail::fail_point!("durable::before_write", |_| Err(generic(
+        io::Error::other("fail point durable::before_write"),
+        path
+    )));
     let folder = path.parent().ok_or_else(|| generic(io::Error::other("the root is a folder"), path))?;
     let (mut file, aside) = open_aside(path, folder).map_err(|e| generic(e, path))?;
     let placed = (|| {
@@ -289,7 +297,10 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutRe
         }
         Err(e) => return Err(generic(e, path)),
     }
-    fail::fail_point!("durable::after_place", |_| Err(generic(io::Error::other("fail point durable::after_place"), path)));
+    fail::fail_point!("durable::after_place", |_| Err(generic(
+        io::Error::other("fail point durable::after_place"),
+        path
+    )));
     sync_folder(folder).map_err(|e| generic(e, folder))?;
     Ok(PutResult { e_tag: None, version: None })
 }

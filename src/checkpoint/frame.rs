@@ -75,8 +75,7 @@ pub fn decode<T: DeserializeOwned>(file: &str, key: &str, pipeline: Option<Uuid>
     let payload_at = PROLOGUE + header_length;
     let header = &bytes[PROLOGUE..payload_at];
     // Who it belongs to first: a record of a sister program may hold fields that this one does not read.
-    let owner: Header<serde::de::IgnoredAny> =
-        serde_json::from_slice(header).map_err(|e| unreadable(file).cause(e))?;
+    let owner: Header<serde::de::IgnoredAny> = serde_json::from_slice(header).map_err(|e| unreadable(file).cause(e))?;
     if let Some(expected) = pipeline
         && owner.pipeline != expected
     {
@@ -115,7 +114,8 @@ fn verify(file: &str, bytes: &[u8]) -> Result<(usize, usize)> {
     }
     let header_length = u64::from(u32::from_le_bytes(array(bytes, 12)));
     let payload_length = u64::from_le_bytes(array(bytes, 16));
-    let expected = ((PROLOGUE + CHECKSUM) as u64).checked_add(header_length).and_then(|n| n.checked_add(payload_length));
+    let expected =
+        ((PROLOGUE + CHECKSUM) as u64).checked_add(header_length).and_then(|n| n.checked_add(payload_length));
     if !whole {
         return Err(match expected {
             Some(expected) if expected > bytes.len() as u64 => truncated(file, bytes.len(), &expected.to_string()),

@@ -19,9 +19,8 @@ const OWNER_BYTES: u64 = 1000;
 /// # Errors
 /// Another process holds it (named, with its host); the folder cannot be made or written.
 pub(super) fn take(folder: &Path) -> Result<File> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Error::external(format!("could not lock checkpoint {}", folder.display())).cause(e)
-    };
+    let failed =
+        |e: &dyn std::fmt::Display| Error::external(format!("could not lock checkpoint {}", folder.display())).cause(e);
     durable::create_folders(folder).map_err(|e| failed(&e))?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -45,7 +44,8 @@ pub(super) fn take(folder: &Path) -> Result<File> {
 
 /// "process 4711 on host a1".
 pub(super) fn this_process() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let host = host.unwrap_or_default();
     let host = if host.trim().is_empty() { "this host" } else { host.trim() };
     format!("process {} on host {host}", std::process::id())

@@ -44,7 +44,10 @@ impl Checkpoint {
         if !inner.put_new(&key, bytes).await? {
             let found: frame::Decoded<Plan> = inner.expect(&key).await?;
             if found.record != *plan {
-                return Err(Error::internal(format!("batch {} was planned twice by epoch {}, differently", plan.number, plan.epoch)));
+                return Err(Error::internal(format!(
+                    "batch {} was planned twice by epoch {}, differently",
+                    plan.number, plan.epoch
+                )));
             }
         }
         point!("after_plan");
@@ -70,7 +73,10 @@ impl Checkpoint {
             && !follows(last, commit.number)
         {
             let last = last.map_or("none".to_string(), |n| n.to_string());
-            return Err(Error::internal(format!("batch {} cannot be committed: the last committed batch is {last}", commit.number)));
+            return Err(Error::internal(format!(
+                "batch {} cannot be committed: the last committed batch is {last}",
+                commit.number
+            )));
         }
         let key = commit_key(commit.number);
         let bytes = inner.encode(&key, commit, delta.clone()).await?;
@@ -80,9 +86,12 @@ impl Checkpoint {
                 return Err(inner.fenced(found.record.epoch));
             }
             if !same_result(&found.record, commit) || found.payload != delta {
-                return Err(Error::external(format!("batch {} is committed already, with another result", commit.number))
-                    .cause(format!("epoch {} committed it, this is epoch {}", found.record.epoch, inner.identity.epoch))
-                    .hint("start again: the commit that is there counts"));
+                return Err(Error::external(format!(
+                    "batch {} is committed already, with another result",
+                    commit.number
+                ))
+                .cause(format!("epoch {} committed it, this is epoch {}", found.record.epoch, inner.identity.epoch))
+                .hint("start again: the commit that is there counts"));
             }
         }
         inner.progress().last = Some(Some(commit.number));
@@ -192,7 +201,10 @@ impl Checkpoint {
         let key = kind.key(hash);
         let found: frame::Decoded<()> = self.0.expect(&key).await?;
         if blake3::hash(&found.payload).to_hex().as_str() != hash {
-            return Err(Error::external(format!("checkpoint file {} is not what its name says", self.0.describe(&key))));
+            return Err(Error::external(format!(
+                "checkpoint file {} is not what its name says",
+                self.0.describe(&key)
+            )));
         }
         Ok(found.payload)
     }

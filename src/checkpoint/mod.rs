@@ -21,8 +21,8 @@
 //! processes on one checkpoint the one with the higher epoch wins: on local storage the lock keeps the second out, on
 //! object storage the first finds `epoch/<E+1>` and stops with "fenced by epoch E".
 //!
-//! Failure: storage trouble is external and retryable, since every call may be repeated; a record that is torn, foreign or of
-//! another pipeline is an error that names it.
+//! Failure: storage trouble is external and retryable, since every call may be repeated; a record that is torn, foreign
+//! or of another pipeline is an error that names it.
 
 pub mod durable;
 pub mod frame;
@@ -129,7 +129,8 @@ impl Checkpoint {
             let removed = durable::Durable::sweep(&folder, 1)
                 .map_err(|e| Error::external(format!("could not read {}", folder.display())).cause(e))?;
             if removed > 0 {
-                tracing::info!(removed, folder = %folder.display(), "removed files that a killed process left half-written");
+                let folder = folder.display();
+                tracing::info!(removed, %folder, "removed files that a killed process left half-written");
             }
         }
         let mut inner = Inner::new(location, root, name, true, lock);
@@ -188,7 +189,9 @@ fn locate(url: &str, name: &str) -> Result<(Location, Path)> {
     if !usable {
         return Err(Error::user(format!("poundlock.name is {name:?}"))
             .cause("it names folders, consumer groups and transactions")
-            .hint(format!("letters, digits, '-', '_' and '.', beginning with a letter or digit, at most {NAME_LENGTH}")));
+            .hint(format!(
+                "letters, digits, '-', '_' and '.', beginning with a letter or digit, at most {NAME_LENGTH}"
+            )));
     }
     let location = Location::parse(url)?;
     let root = location.path.clone().join(name);
@@ -230,9 +233,12 @@ impl Inner {
         let Some(bytes) = self.get("pipeline").await? else {
             for folder in ["commit", "plan"] {
                 if let Some(name) = self.list(folder, None).await?.first() {
-                    return Err(Error::external(format!("checkpoint {} has no file \"pipeline\"", self.location.describe(&self.root)))
-                        .cause(format!("it holds {folder}/{name}, so it was a pipeline's"))
-                        .hint("restore the file from a backup: the UUID in it is in every file and marker of the sinks"));
+                    return Err(Error::external(format!(
+                        "checkpoint {} has no file \"pipeline\"",
+                        self.location.describe(&self.root)
+                    ))
+                    .cause(format!("it holds {folder}/{name}, so it was a pipeline's"))
+                    .hint("restore the file from a backup: the UUID in it is in every file and marker of the sinks"));
                 }
             }
             return Ok(None);
@@ -240,9 +246,12 @@ impl Inner {
         let file = self.describe("pipeline");
         let found: frame::Decoded<PipelineRecord> = frame::decode(&file, "pipeline", None, &bytes)?;
         if found.record.name != self.identity.name || found.record.uuid != found.pipeline {
-            return Err(Error::user(format!("checkpoint {} is of another pipeline", self.location.describe(&self.root)))
-                .cause(format!("its name is {:?}, this pipeline is {:?}", found.record.name, self.identity.name))
-                .hint("a checkpoint cannot be renamed or copied to a second name; use the name it was made with"));
+            return Err(Error::user(format!(
+                "checkpoint {} is of another pipeline",
+                self.location.describe(&self.root)
+            ))
+            .cause(format!("its name is {:?}, this pipeline is {:?}", found.record.name, self.identity.name))
+            .hint("a checkpoint cannot be renamed or copied to a second name; use the name it was made with"));
         }
         Ok(Some(found.record))
     }

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::log::{commit_key, follows, plan_key, state_key};
 use super::record::{Commit, Plan};
 use super::{Checkpoint, Inner, frame};
-use crate::{Error, Result};
+use crate::{Error, Fault, Result};
 
 /// Records read at a time.
 const CONCURRENT_READS: usize = 16;
@@ -27,7 +27,7 @@ pub struct Recovery {
 }
 
 impl Checkpoint {
-    /// Reads what a start needs; the cost follows from the distance to the newest snapshot, not from the pipeline's age.
+    /// Reads what a start needs; the cost follows from the distance to the newest snapshot, not from the age.
     ///
     /// # Errors
     /// A record is missing, damaged or foreign: it is named. Nothing is passed over.
@@ -57,8 +57,14 @@ impl Inner {
     async fn state(&self, number: u64) -> Result<Bytes> {
         let key = state_key(number);
         let found: frame::Decoded<u64> = self.expect(&key).await.map_err(|e| {
-            let hint = "the snapshot before it and the commits since are kept too: with this file moved away, a start goes on from those";
-            e.hint(hint)
+            // Torn or damaged; not a lost connection, nor a newer format.
+            if e.fault() != Fault::External || e.is_retryable() {
+                return e;
+            }
+            e.hint(
+                "the snapshot before it and the commits since are kept too: with this file moved away, a start goes on \
+                 from those (unless it is what --reset-state left)",
+            )
         })?;
         Ok(found.payload)
     }
@@ -85,7 +91,11 @@ impl Inner {
         let reads = keys.into_iter().map(|key| async move {
             let found: frame::Decoded<Commit> = self.expect(&key).await?;
             if commit_key(found.record.number) != key {
-                return Err(Error::internal(format!("checkpoint file {} holds batch {}", self.describe(&key), found.record.number)));
+                return Err(Error::internal(format!(
+                    "checkpoint file {} holds batch {}",
+                    self.describe(&key),
+                    found.record.number
+                )));
             }
             Ok((found.record, found.payload))
         });

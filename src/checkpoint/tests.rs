@@ -22,9 +22,10 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
 }
 
 fn commit_of(plan: &Plan, epoch: u64) -> Commit {
-    let sources = plan.sources.iter().map(|(table, source)| {
-        (table.clone(), SourceCommit { ranges: source.ranges.clone(), ..Default::default() })
-    });
+    let sources = plan
+        .sources
+        .iter()
+        .map(|(table, source)| (table.clone(), SourceCommit { ranges: source.ranges.clone(), ..Default::default() }));
     Commit {
         number: plan.number,
         epoch,
@@ -157,7 +158,14 @@ async fn a_hole_is_an_error() {
     let checkpoint = Checkpoint::open(&url, "p").await.unwrap();
     run(&checkpoint, 1..=4).await;
     let late = plan(9, 1);
-    assert!(checkpoint.commit(&commit_of(&late, 1), Bytes::new()).await.unwrap_err().message().contains("the last committed batch is 4"));
+    assert!(
+        checkpoint
+            .commit(&commit_of(&late, 1), Bytes::new())
+            .await
+            .unwrap_err()
+            .message()
+            .contains("the last committed batch is 4")
+    );
     for missing in [1, 3] {
         let file = format!("{url}/p/commit/{missing:020}");
         let aside = format!("{url}/aside");
@@ -190,11 +198,7 @@ async fn torn_and_foreign_files_are_named() {
     run(&checkpoint, 1..=2).await;
     checkpoint.plan(&plan(3, 1)).await.unwrap();
     checkpoint.snapshot(1, "state".into()).await.unwrap();
-    let paths = [
-        format!("commit/{:020}", 2),
-        format!("plan/{:020}-{:020}", 3, 1),
-        format!("state/{:020}", 1),
-    ];
+    let paths = [format!("commit/{:020}", 2), format!("plan/{:020}-{:020}", 3, 1), format!("state/{:020}", 1)];
     for path in paths {
         let file = format!("{url}/p/{path}");
         let whole = std::fs::read(&file).unwrap();
@@ -337,7 +341,7 @@ async fn a_plan_behind_a_superseded_one_is_void() {
     assert_eq!(second.recover().await.unwrap().pending.len(), 2);
     let smaller = plan_from(2, 2, 20, 25);
     second.plan(&smaller).await.unwrap();
-    assert_eq!(second.recover().await.unwrap().pending, [smaller.clone()]);
+    assert_eq!(second.recover().await.unwrap().pending, std::slice::from_ref(&smaller));
     second.commit(&commit_of(&smaller, 2), delta(2)).await.unwrap();
     let third = Checkpoint::open(&url, "p").await.unwrap();
     assert_eq!(third.recover().await.unwrap().pending, []);

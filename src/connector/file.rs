@@ -48,11 +48,14 @@ pub async fn provider(definition: &Arc<TableDefinition>, session: &dyn Session) 
                 .with_delimiter(delimiter)
                 .with_quote(quote)
                 .with_newlines_in_values(newlines);
-            let header = header.then(|| Format::default().with_header(true).with_delimiter(delimiter).with_quote(quote));
+            let header =
+                header.then(|| Format::default().with_header(true).with_delimiter(delimiter).with_quote(quote));
             (Arc::new(format), header, ".csv")
         }
         "JSON" => (Arc::new(JsonFormat::default()), None, ".json"),
-        other => return Err(wrong(format!("table {} is stored as {other}, which is no file format here", definition.name))),
+        other => {
+            return Err(wrong(format!("table {} is stored as {other}, which is no file format here", definition.name)));
+        }
     };
     options.finish()?;
 
@@ -88,8 +91,10 @@ async fn list(definition: &TableDefinition, location: &Location, extension: &str
     }
     let failed = |e| Error::external(format!("could not list table {}", definition.name)).at(address.clone()).cause(e);
     let listing = location.store.list(Some(&location.path)).map_err(failed);
-    let files: Vec<_> =
-        listing.try_filter(|file| std::future::ready(file.location.as_ref().ends_with(extension))).try_collect().await?;
+    let files: Vec<_> = listing
+        .try_filter(|file| std::future::ready(file.location.as_ref().ends_with(extension)))
+        .try_collect()
+        .await?;
     if files.is_empty() {
         return Err(Error::user(format!("table {} has no file", definition.name))
             .at(definition.place.clone())
@@ -99,8 +104,14 @@ async fn list(definition: &TableDefinition, location: &Location, extension: &str
     Ok((files, true))
 }
 
-async fn check_header(definition: &TableDefinition, location: &Location, file: &ObjectMeta, format: &Format) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::external(format!("could not read file /{}", file.location)).cause(e);
+async fn check_header(
+    definition: &TableDefinition,
+    location: &Location,
+    file: &ObjectMeta,
+    format: &Format,
+) -> Result<()> {
+    let failed =
+        |e: &dyn std::fmt::Display| Error::external(format!("could not read file /{}", file.location)).cause(e);
     let end = file.size.min(HEADER_BYTES);
     // An empty range is an error in object stores; an empty file is a table without rows.
     if end == 0 {
@@ -117,7 +128,7 @@ async fn check_header(definition: &TableDefinition, location: &Location, file: &
     Err(Error::user(format!("the header of /{} is not what table {} declares", file.location, definition.name))
         .at(definition.place.clone())
         .cause(format!("the file has {}; declared are {}", found.join(", "), declared.join(", ")))
-        .hint("columns are taken in order: declare them as in the file, or OPTIONS ('header' 'false') if its first line is data"))
+        .hint("columns are taken in order: declare them as in the file, or set 'header' 'false' if its first line is data"))
 }
 
 /// Built from segments, so that characters which mean something in a URL or a glob mean nothing.
@@ -188,7 +199,11 @@ mod tests {
     #[tokio::test]
     async fn json_lines() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a.json"), "{\"name\":\"Ann\",\"id\":1}\n{\"id\":2,\"name\":\"Bob\",\"x\":0}\n").unwrap();
+        std::fs::write(
+            folder.path().join("a.json"),
+            "{\"name\":\"Ann\",\"id\":1}\n{\"id\":2,\"name\":\"Bob\",\"x\":0}\n",
+        )
+        .unwrap();
         assert_eq!(names(&table("JSON", folder.path().to_str().unwrap(), &[])).await.unwrap(), "Ann,Bob");
     }
 

@@ -194,7 +194,9 @@ impl Sink for MemorySink {
             kept.push((insert, rows));
         }
         if fail == Some(FailAt::Midway) {
-            if state.not_transactional && let Some((insert, rows)) = kept.into_iter().next() {
+            if state.not_transactional
+                && let Some((insert, rows)) = kept.into_iter().next()
+            {
                 state.rows.insert((request.batch, insert.insert), (insert.table.name.clone(), rows));
             }
             return Err(failed());
@@ -209,9 +211,8 @@ impl Sink for MemorySink {
 
 fn refusals(rule: Option<&Refuse>, insert: &InsertRows) -> Vec<Refusal> {
     let Some(rule) = rule else { return vec![] };
-    let refused = (0..insert.row_count()).filter_map(|row| {
-        rule(insert, row).map(|error| Refusal { insert: insert.insert, row, error })
-    });
+    let refused = (0..insert.row_count())
+        .filter_map(|row| rule(insert, row).map(|error| Refusal { insert: insert.insert, row, error }));
     refused.collect()
 }
 

@@ -101,7 +101,13 @@ mod tests {
         assert_eq!(FileName::parse(&name.format()), Some(name));
         let wide = FileName { sequence: 12_345_678, ..name };
         assert_eq!(FileName::parse(&wide.format()), Some(wide));
-        for foreign in ["part-0000.parquet", "x.parquet", "", &name.format().replace("0000007", "007"), &format!("{}.tmp", name.format())] {
+        for foreign in [
+            "part-0000.parquet",
+            "x.parquet",
+            "",
+            &name.format().replace("0000007", "007"),
+            &format!("{}.tmp", name.format()),
+        ] {
             assert_eq!(FileName::parse(foreign), None);
         }
     }

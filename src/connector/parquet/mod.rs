@@ -19,8 +19,8 @@ mod sink;
 
 use std::sync::Arc;
 
+use arrow::array::{RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use parquet::arrow::ArrowSchemaConverter;
 use parquet::basic::{Compression, ZstdLevel};
 
 use super::{OptionReader, TableDefinition, redact};
@@ -65,8 +65,11 @@ impl Table {
 
         let wrong = |what: String| Error::user(what).at(definition.place.clone());
         if definition.unbounded {
-            return Err(wrong(format!("table {} is UNBOUNDED, but Parquet tables are read to their end", definition.name))
-                .hint("write CREATE EXTERNAL TABLE"));
+            return Err(wrong(format!(
+                "table {} is UNBOUNDED, but Parquet tables are read to their end",
+                definition.name
+            ))
+            .hint("write CREATE EXTERNAL TABLE"));
         }
         let schema = &definition.schema;
         let mut partition_columns = vec![];
@@ -88,12 +91,28 @@ impl Table {
             return Err(wrong(format!("table {} has no column but those it is partitioned by", definition.name)));
         }
         let location = Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()))?;
-        let table =
-            Self { definition: Arc::clone(definition), location, partition_columns, file_columns, compression, rows_per_row_group };
-        ArrowSchemaConverter::new().convert(&table.file_schema()).map_err(|e| {
-            wrong(format!("table {} has a column that Parquet cannot hold", definition.name)).cause(e)
-        })?;
+        let table = Self {
+            definition: Arc::clone(definition),
+            location,
+            partition_columns,
+            file_columns,
+            compression,
+            rows_per_row_group,
+        };
+        table
+            .check_types()
+            .map_err(|e| wrong(format!("table {} has a column that Parquet cannot hold", definition.name)).cause(e))?;
         Ok(table)
+    }
+
+    /// By writing a row of NULLs: that a type has a place in a Parquet schema does not mean that it can be written.
+    fn check_types(&self) -> parquet::errors::Result<()> {
+        let fields =
+            self.file_schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
+        let columns = fields.iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+        let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        sink::encode(self, &row)?;
+        Ok(())
     }
 
     /// What is in the files: no partition columns.

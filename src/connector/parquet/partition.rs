@@ -27,7 +27,8 @@ pub(super) struct Part {
 /// Types whose values have one text each.
 pub(super) fn can_partition(data_type: &DataType) -> bool {
     use DataType::{Boolean, Date32, Decimal128, LargeUtf8, Timestamp, Utf8, Utf8View};
-    data_type.is_integer() || matches!(data_type, Boolean | Date32 | Decimal128(..) | Timestamp(..) | Utf8 | LargeUtf8 | Utf8View)
+    data_type.is_integer()
+        || matches!(data_type, Boolean | Date32 | Decimal128(..) | Timestamp(..) | Utf8 | LargeUtf8 | Utf8View)
 }
 
 /// In the order of the partition values (NULL first), which follows from the rows alone; within a part the rows keep
@@ -82,13 +83,18 @@ pub(super) fn split(table: &Table, insert: &InsertRows) -> Result<(Vec<Part>, Ve
             Ok(folder) => {
                 let rows = group.batches.into_iter().map(|(number, rows)| {
                     let batch = &insert.rows[number];
-                    if rows.len() == batch.num_rows() { Ok(batch.clone()) } else { take_record_batch(batch, &UInt32Array::from(rows)) }
+                    if rows.len() == batch.num_rows() {
+                        Ok(batch.clone())
+                    } else {
+                        take_record_batch(batch, &UInt32Array::from(rows))
+                    }
                 });
                 let rows = rows.collect::<Result<Vec<_>, _>>()?;
                 parts.push(Part { folder, rows: file_rows(table, &rows)? });
             }
             Err(error) => {
-                let refused = group.rows.into_iter().map(|row| Refusal { insert: insert.insert, row, error: error.clone() });
+                let refused =
+                    group.rows.into_iter().map(|row| Refusal { insert: insert.insert, row, error: error.clone() });
                 refusals.extend(refused);
             }
         }
@@ -119,7 +125,9 @@ impl Group {
             let refused = match value.as_deref() {
                 Some("") => Some("an empty string".to_string()),
                 Some(layout::NULL_VALUE) => Some("the name that stands for NULL".to_string()),
-                _ if folder.len() > layout::NAME_LENGTH => Some(format!("{} bytes long as a folder's name", folder.len())),
+                _ if folder.len() > layout::NAME_LENGTH => {
+                    Some(format!("{} bytes long as a folder's name", folder.len()))
+                }
                 _ => None,
             };
             if let Some(why) = refused {
@@ -154,8 +162,11 @@ fn file_rows(table: &Table, batches: &[RecordBatch]) -> Result<RecordBatch> {
 
 fn too_many(table: &Table) -> Error {
     let columns = table.definition.partition_columns.join(", ");
-    Error::user(format!("one batch has rows for more than {PARTITIONS_PER_INSERT} partitions of table {}", table.definition.name))
-        .at(table.definition.place.clone())
-        .cause(format!("each would be a file of its own; the table is partitioned by {columns}"))
-        .hint("partition by a column with few values, as the date of an event")
+    Error::user(format!(
+        "one batch has rows for more than {PARTITIONS_PER_INSERT} partitions of table {}",
+        table.definition.name
+    ))
+    .at(table.definition.place.clone())
+    .cause(format!("each would be a file of its own; the table is partitioned by {columns}"))
+    .hint("partition by a column with few values, as the date of an event")
 }

@@ -116,7 +116,7 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
     }
     if let Some(example) = example {
         let table = table.definition.name.as_str();
-        tracing::warn!(files = foreign, table, %example, "files of the table are none of this pipeline's and are not read");
+        tracing::warn!(files = foreign, table, %example, "files that this pipeline did not write are not read");
     }
     Ok(found)
 }
@@ -162,7 +162,8 @@ pub struct ParquetTable {
 
 impl ParquetTable {
     fn new(table: Table, files: Vec<PartitionedFile>) -> Self {
-        let scanned = TableSchema::builder(table.file_schema()).with_table_partition_cols(table.partition_fields()).build();
+        let scanned =
+            TableSchema::builder(table.file_schema()).with_table_partition_cols(table.partition_fields()).build();
         let positions: Vec<usize> = table.file_columns.iter().chain(&table.partition_columns).copied().collect();
         let mut order = vec![0; positions.len()];
         for (scan_position, declared) in positions.into_iter().enumerate() {
@@ -203,10 +204,18 @@ impl ParquetTable {
     }
 
     /// Reads the footer (cached): row count, minima and maxima; checks the columns.
-    async fn inspect(&self, state: &dyn Session, format: &ParquetFormat, file: PartitionedFile) -> DfResult<PartitionedFile> {
+    async fn inspect(
+        &self,
+        state: &dyn Session,
+        format: &ParquetFormat,
+        file: PartitionedFile,
+    ) -> DfResult<PartitionedFile> {
         let store = &self.table.location.store;
         let named = |e: DataFusionError| {
-            DataFusionError::Context(format!("file /{} cannot be read as Parquet", file.object_meta.location), Box::new(e))
+            DataFusionError::Context(
+                format!("file /{} cannot be read as Parquet", file.object_meta.location),
+                Box::new(e),
+            )
         };
         let found = format.infer_schema(state, store, std::slice::from_ref(&file.object_meta)).await.map_err(named)?;
         for declared in self.scanned.file_schema().fields() {
@@ -215,7 +224,10 @@ impl ParquetTable {
             {
                 return Err(named(DataFusionError::Plan(format!(
                     "column {:?} is {} in the file and {} in the declaration of table {}",
-                    declared.name(), column.data_type(), declared.data_type(), self.table.definition.name
+                    declared.name(),
+                    column.data_type(),
+                    declared.data_type(),
+                    self.table.definition.name
                 ))));
             }
         }
@@ -279,9 +291,13 @@ impl TableProvider for ParquetTable {
         // Files beyond a LIMIT need not be looked at; with a filter none can be counted on.
         let enough = limit.filter(|_| others.is_empty()).unwrap_or(usize::MAX);
         let (total, mut rows, mut inspected) = (files.len(), 0, Vec::with_capacity(files.len()));
-        let mut footers =
-            futures::stream::iter(files).map(|file| self.inspect(state, &format, file)).buffered(CONCURRENT_FOOTERS).boxed();
-        while rows < enough && let Some(file) = footers.try_next().await? {
+        let mut footers = futures::stream::iter(files)
+            .map(|file| self.inspect(state, &format, file))
+            .buffered(CONCURRENT_FOOTERS)
+            .boxed();
+        while rows < enough
+            && let Some(file) = footers.try_next().await?
+        {
             rows += row_count(&file);
             inspected.push(file);
         }

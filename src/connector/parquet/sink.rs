@@ -88,7 +88,8 @@ impl ParquetSink {
                     sink.tables.insert(table.definition.name.clone(), table);
                 }
                 None => {
-                    let name = if sinks.is_empty() { "parquet".to_string() } else { format!("parquet-{}", sinks.len() + 1) };
+                    let name =
+                        if sinks.is_empty() { "parquet".to_string() } else { format!("parquet-{}", sinks.len() + 1) };
                     let tables = BTreeMap::from([(table.definition.name.clone(), table)]);
                     sinks.push(Self { name, tables, pipeline: None, found: None });
                 }
@@ -153,13 +154,10 @@ impl Sink for ParquetSink {
     }
 
     async fn write(&mut self, request: &WriteRequest) -> Result<WriteReport> {
-        fail::fail_point!("parquet::before_write", |_| Err(Error::external("fail point parquet::before_write").retryable()));
+        fail::fail_point!("parquet::before_write", |_| Err(
+            Error::external("fail point parquet::before_write").retryable()
+        ));
         let pipeline = self.pipeline()?;
-        if let Some((from, found)) = &mut self.found
-            && *from <= request.batch
-        {
-            found.insert(request.batch);
-        }
         let mut encoders = vec![];
         for insert in &request.inserts {
             let table = self.tables.get(&insert.table.name).cloned();
@@ -168,7 +166,9 @@ impl Sink for ParquetSink {
             let (insert, batch) = (insert.clone(), request.batch);
             encoders.push(async move {
                 let encode = move || Encoded::new(table, &insert, pipeline, batch);
-                tokio::task::spawn_blocking(encode).await.map_err(|e| Error::internal("writing Parquet was stopped").cause(e))?
+                tokio::task::spawn_blocking(encode)
+                    .await
+                    .map_err(|e| Error::internal("writing Parquet was stopped").cause(e))?
             });
         }
         let encoded: Vec<Encoded> = futures::stream::iter(encoders).buffered(CONCURRENT_ENCODERS).try_collect().await?;
@@ -185,16 +185,27 @@ impl Sink for ParquetSink {
             }
         }
         report.files.retain(|_, files| !files.is_empty());
+        if !puts.is_empty()
+            && let Some((from, found)) = &mut self.found
+            && *from <= request.batch
+        {
+            found.insert(request.batch);
+        }
         let puts = puts.into_iter().map(|(table, path, bytes)| async move {
-            fail::fail_point!("parquet::before_put", |_| Err(Error::external("fail point parquet::before_put").retryable()));
-            let to = path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
+            fail::fail_point!("parquet::before_put", |_| Err(
+                Error::external("fail point parquet::before_put").retryable()
+            ));
+            let to =
+                path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
             let to = to.map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
             let put = table.location.store.put(&to, bytes.into()).await;
             put.map_err(|e| table.failed("write").cause(e).retryable())
         });
         let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
         tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
-        fail::fail_point!("parquet::after_write", |_| Err(Error::external("fail point parquet::after_write").retryable()));
+        fail::fail_point!("parquet::after_write", |_| Err(
+            Error::external("fail point parquet::after_write").retryable()
+        ));
         Ok(report)
     }
 }
@@ -248,7 +259,7 @@ impl Encoded {
     }
 }
 
-fn encode(table: &Table, rows: &RecordBatch) -> parquet::errors::Result<Bytes> {
+pub(super) fn encode(table: &Table, rows: &RecordBatch) -> parquet::errors::Result<Bytes> {
     let properties = WriterProperties::builder()
         .set_compression(table.compression)
         .set_max_row_group_row_count(Some(table.rows_per_row_group))

@@ -210,7 +210,7 @@ pub fn configure(mut config: SessionConfig, files: &Files, statements: &[Stateme
         } else if let Err(error) = config.options_mut().set(key, value) {
             let known: Vec<String> = config.options().entries().into_iter().map(|entry| entry.key).collect();
             if known.contains(key) {
-                errors.append(&mut explain(files, &error, &statement.place, &[]));
+                errors.append(&mut explain(files, &error, &statement.place, None));
             } else {
                 let error = files.error_at(&statement.place, format!("setting {key} does not exist"));
                 let near = nearest(key, known.iter().map(String::as_str));
@@ -348,7 +348,7 @@ impl Reader<'_> {
     }
 
     fn size(&mut self, name: &str, range: std::ops::RangeInclusive<u64>) -> usize {
-        let expected = format!("a size such as '64 MB' ({} bytes to {})", range.start(), range.end());
+        let expected = format!("a size such as '64 MB' ({} to {})", shown(*range.start()), shown(*range.end()));
         self.read(name, &expected, |value| {
             let bytes = size(value).filter(|found| range.contains(found))?;
             usize::try_from(bytes).ok()
@@ -378,6 +378,15 @@ pub fn size(text: &str) -> Option<u64> {
     }
     let bytes = number.parse::<f64>().ok()? * unit as f64;
     (bytes.is_finite() && bytes < 9e15).then_some(bytes as u64)
+}
+
+fn shown(bytes: u64) -> String {
+    let (mut number, mut units) = (bytes, ["bytes", "KiB", "MiB", "GiB", "TiB"].iter());
+    let mut unit = units.next();
+    while number >= 1024 && number % 1024 == 0 && units.len() > 0 {
+        (number, unit) = (number / 1024, units.next());
+    }
+    format!("{number} {}", unit.unwrap_or(&""))
 }
 
 #[cfg(test)]

@@ -44,8 +44,10 @@ pub struct Settings {
 /// One row of the registry, and of the reference page.
 #[derive(Debug, Clone, Copy)]
 pub struct SettingDoc {
-    /// `poundlock.{name}` in SET; the flag is `--{name}` with dashes.
+    /// `poundlock.{name}` in SET.
     pub name: &'static str,
+    /// `--{flag}`: the name with dashes.
+    pub flag: &'static str,
     /// Environment variables, the first one wins.
     pub environment: &'static [&'static str],
     pub default: Option<&'static str>,
@@ -58,15 +60,12 @@ impl SettingDoc {
     pub fn key(&self) -> String {
         format!("poundlock.{}", self.name)
     }
-
-    pub fn flag(&self) -> String {
-        self.name.replace('_', "-")
-    }
 }
 
 const REGISTRY: &[SettingDoc] = &[
     SettingDoc {
         name: "name",
+        flag: "name",
         environment: &["POUNDLOCK_NAME"],
         default: None,
         value: "NAME",
@@ -74,6 +73,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "trigger",
+        flag: "trigger",
         environment: &["POUNDLOCK_TRIGGER", "PROCESSING_TRIGGER"],
         default: Some("1 second"),
         value: "DURATION",
@@ -81,6 +81,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "checkpoint",
+        flag: "checkpoint",
         environment: &["POUNDLOCK_CHECKPOINT", "CHECKPOINT_BASE"],
         default: Some("checkpoint"),
         value: "PATH",
@@ -88,6 +89,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "max_rows_per_batch",
+        flag: "max-rows-per-batch",
         environment: &["POUNDLOCK_MAX_ROWS_PER_BATCH"],
         default: Some("500_000"),
         value: "ROWS",
@@ -95,6 +97,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "max_bytes_per_batch",
+        flag: "max-bytes-per-batch",
         environment: &["POUNDLOCK_MAX_BYTES_PER_BATCH"],
         default: Some("64 MB"),
         value: "SIZE",
@@ -102,6 +105,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "buffer",
+        flag: "buffer",
         environment: &["POUNDLOCK_BUFFER"],
         default: Some("64 MB"),
         value: "SIZE",
@@ -109,6 +113,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "memory",
+        flag: "memory",
         environment: &["POUNDLOCK_MEMORY"],
         default: Some("1 GiB"),
         value: "SIZE",
@@ -116,6 +121,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "target_partitions",
+        flag: "target-partitions",
         environment: &["POUNDLOCK_TARGET_PARTITIONS"],
         default: Some("1"),
         value: "COUNT",
@@ -123,6 +129,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "migrate",
+        flag: "migrate",
         environment: &["POUNDLOCK_MIGRATE"],
         default: Some("true"),
         value: "BOOLEAN",
@@ -130,6 +137,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "state_compaction",
+        flag: "state-compaction",
         environment: &["POUNDLOCK_STATE_COMPACTION"],
         default: Some("16"),
         value: "COUNT",
@@ -137,6 +145,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "snapshot_interval",
+        flag: "snapshot-interval",
         environment: &["POUNDLOCK_SNAPSHOT_INTERVAL"],
         default: Some("64"),
         value: "BATCHES",
@@ -269,7 +278,7 @@ impl Reader<'_> {
 
     fn override_with(&mut self, setting: &SettingDoc, flags: &BTreeMap<String, String>, environment: Lookup) {
         if let Some(value) = flags.get(setting.name) {
-            self.found.insert(setting.name, (value.clone(), Origin::Said(format!("flag --{}", setting.flag()))));
+            self.found.insert(setting.name, (value.clone(), Origin::Said(format!("flag --{}", setting.flag))));
             return;
         }
         for variable in setting.environment {

@@ -10,7 +10,8 @@ use std::fmt;
 use std::ops::Range;
 
 use datafusion::common::TableReference;
-use datafusion::sql::parser::{DFParserBuilder, Statement as Parsed};
+use datafusion::sql::parser::DFParserBuilder;
+pub use datafusion::sql::parser::Statement as Parsed;
 use sqlparser::ast::{self, Expr, Ident, ObjectName, SchemaName, SetExpr, TableObject, UnaryOperator, Value};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::keywords::Keyword;

@@ -18,6 +18,7 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         program: "p".into(),
         dimensions: BTreeMap::new(),
         partitions: 1,
+        close_windows: false,
     }
 }
 

@@ -169,10 +169,8 @@ impl Sinks {
                     return Err(Error::internal(error));
                 }
             }
-            for file in report.files {
-                let table = request.inserts.iter().find(|rows| rows.table.stored_as == "PARQUET");
-                let table = table.map(|rows| rows.table.name.clone()).unwrap_or_default();
-                written.files.entry(table).or_default().push(file);
+            for (table, files) in report.files {
+                written.files.entry(table).or_default().extend(files);
             }
             refusals.extend(report.refusals);
         }

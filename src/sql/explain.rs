@@ -3,9 +3,9 @@
 //! Many errors carry a diagnostic with a span, notes and near misses; syntax errors name line and column in their text;
 //! the rest (argument types, anything of the optimizer) falls back to the place that the caller gives, the statement.
 
-use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Diagnostic, Span};
 use datafusion::error::DataFusionError;
+use datafusion::execution::session_state::SessionState;
 use sqlparser::parser::ParserError;
 
 use super::place::Place;
@@ -17,17 +17,42 @@ const HINT_CHARS_MAX: usize = 400;
 
 /// One error for each that DataFusion found in a statement.
 ///
-/// `fallback` is the place of the statement; `tables` are the names to suggest where a table is not found.
-pub fn explain(files: &Files, error: &DataFusionError, fallback: &Place, tables: &[String]) -> Vec<Error> {
-    leaves(error).into_iter().map(|leaf| explain_one(files, leaf, fallback, tables)).collect()
+/// `fallback` is the place of the statement; `state` has the tables and functions to suggest for a misspelled name.
+pub fn explain(
+    files: &Files,
+    error: &DataFusionError,
+    fallback: &Place,
+    state: Option<&SessionState>,
+) -> Vec<Error> {
+    leaves(error).into_iter().map(|leaf| explain_one(files, leaf, fallback, state)).collect()
 }
 
 /// The candidate that was probably meant.
 pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let name = name.to_lowercase();
-    let distances = candidates.into_iter().map(|candidate| (levenshtein(&name, &candidate.to_lowercase()), candidate));
+    let distances = candidates.into_iter().map(|candidate| (distance(&name, &candidate.to_lowercase()), candidate));
     let limit = (name.chars().count() / 3).max(1);
     distances.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
+}
+
+/// Edits from one word to the other. Unlike Levenshtein's distance, two letters that changed places are one edit: it is
+/// what a hurried typist does.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(100).collect(), b.chars().take(100).collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }
 
 fn leaves(error: &DataFusionError) -> Vec<&DataFusionError> {
@@ -39,26 +64,23 @@ fn leaves(error: &DataFusionError) -> Vec<&DataFusionError> {
     }
 }
 
-fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, tables: &[String]) -> Error {
+fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, state: Option<&SessionState>) -> Error {
     let (message, place, hint) = match error.diagnostic() {
-        Some(diagnostic) => (diagnostic.message.clone(), place(files, diagnostic.span), hint(diagnostic, tables)),
-        None => {
-            let (message, place) = located(files, &text(error));
-            let (message, rest) = split_lines(&message);
-            (message, place, rest)
+        Some(diagnostic) => {
+            (diagnostic.message.clone(), place(files, diagnostic.span), hint(files, diagnostic, state))
         }
+        None => (text(error), None, None),
     };
-    // A syntax error of DFParser has its location in the diagnostic and, once more, in the text.
     let (message, place_in_text) = located(files, &message);
     let place = place.or(place_in_text).unwrap_or(*fallback);
-    let message = polish(&message);
-    let found = files.error_at(&place, &message);
+    let (message, rest) = first_sentence(&polish(&message));
+    let hint = hint.or(rest).map(|hint| files.hide(&cut(&lower(hint.trim_end_matches('.')))));
     let found = match error.find_root() {
         DataFusionError::Internal(_) => Error::internal(files.hide(&message)).snippet(files.snippet(&place)),
-        _ => found,
+        _ => files.error_at(&place, &message),
     };
     match hint {
-        Some(hint) => found.hint(files.hide(&cut(&hint))),
+        Some(hint) => found.hint(hint),
         None => found,
     }
 }
@@ -80,33 +102,65 @@ fn text(error: &DataFusionError) -> String {
     }
 }
 
-fn hint(diagnostic: &Diagnostic, tables: &[String]) -> Option<String> {
-    if let Some(name) = quoted(&diagnostic.message, "table '", "' not found") {
-        let name = name.trim_start_matches("datafusion.");
-        let near = nearest(name, tables.iter().map(String::as_str));
-        return near.map(|near| format!("did you mean {}?", near.trim_start_matches("public.")));
+fn hint(files: &Files, diagnostic: &Diagnostic, state: Option<&SessionState>) -> Option<String> {
+    let meant = |names: &[&str]| format!("did you mean {}?", names.join(" or "));
+    if let (Some(name), Some(state)) = (quoted(&diagnostic.message, "table '", "' not found"), state) {
+        let tables = tables(state);
+        let name = name.trim_start_matches("datafusion.").trim_start_matches("public.");
+        return nearest(name, tables.iter().map(String::as_str)).map(|near| meant(&[near]));
+    }
+    if let (Some(name), Some(state)) = (quoted(&diagnostic.message, "Invalid function '", "'"), state) {
+        // DataFusion always suggests one, however far.
+        return nearest(name, functions(state)).map(|near| meant(&[near]));
     }
     let mut near = vec![];
     let mut said = vec![];
     for note in &diagnostic.notes {
         if let Some(name) = note.message.strip_prefix("possible column ") {
-            near.push(name.to_string());
-        } else if let Some(name) = quoted(&note.message, "Possible function '", "'") {
-            near.push(name.to_string());
+            near.push(name);
         } else {
-            said.push(note.message.clone());
+            let said_of = place(files, note.span).and_then(|place| files.at(&place));
+            said.push(match (said_of, note.message.strip_prefix("this side ").unwrap_or(&note.message)) {
+                (Some(written), message) => format!("{written} {message}"),
+                (None, message) if message.starts_with("has type") => format!("the other side {message}"),
+                (None, message) => message.to_string(),
+            });
         }
     }
-    near.dedup();
     if let Some(misspelled) = quoted(&diagnostic.message, "column '", "' not found") {
-        near.sort_by_key(|name| levenshtein(misspelled, name.rsplit('.').next().unwrap_or(name)));
+        near.sort_by_key(|name| distance(misspelled, name.rsplit('.').next().unwrap_or(name)));
         near.truncate(3);
     }
+    near.dedup();
     if !near.is_empty() {
-        said.push(format!("did you mean {}?", near.join(" or ")));
+        said.push(meant(&near));
     }
-    said.extend(diagnostic.helps.iter().map(|help| lower(&help.message)));
+    said.extend(diagnostic.helps.iter().map(|help| help.message.clone()));
     (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// As a query would write them.
+fn tables(state: &SessionState) -> Vec<String> {
+    let catalogs = state.catalog_list();
+    let catalogs = catalogs.catalog_names().into_iter().filter_map(|name| catalogs.catalog(&name));
+    let mut found = vec![];
+    for catalog in catalogs {
+        for schema in catalog.schema_names() {
+            let tables = catalog.schema(&schema).map(|schema| schema.table_names()).unwrap_or_default();
+            let name = |table| if schema == "public" { table } else { format!("{schema}.{table}") };
+            found.extend(tables.into_iter().map(name));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn functions(state: &SessionState) -> Vec<&str> {
+    let scalar = state.scalar_functions().keys();
+    let mut names: Vec<&str> = scalar.chain(state.aggregate_functions().keys()).map(String::as_str).collect();
+    names.extend(state.window_functions().keys().map(String::as_str));
+    names.sort_unstable();
+    names
 }
 
 fn quoted<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
@@ -140,12 +194,14 @@ fn located(files: &Files, text: &str) -> (String, Option<Place>) {
     (rest, place)
 }
 
-/// The first line, and what follows it as a hint.
-fn split_lines(message: &str) -> (String, Option<String>) {
-    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or("no reason was given").to_string();
-    let rest: Vec<&str> = lines.collect();
-    (first, (!rest.is_empty()).then(|| lower(&rest.join(" "))))
+/// The first sentence or line, and what follows it.
+fn first_sentence(message: &str) -> (String, Option<String>) {
+    let begins = |at: &usize| message[at + 2..].starts_with(|c: char| c.is_uppercase() || c.is_whitespace());
+    let sentence = message.match_indices(". ").chain(message.match_indices("! ")).map(|(at, _)| at).find(begins);
+    let end = sentence.into_iter().chain(message.find('\n')).min().unwrap_or(message.len());
+    let rest = message[end..].trim_start_matches(['.', '!', ' ', '\n', '\t']);
+    let rest = rest.split_whitespace().collect::<Vec<_>>().join(" ");
+    (message[..end].trim_end_matches(['.', '!', ' ']).to_string(), (!rest.is_empty()).then_some(rest))
 }
 
 /// Lower case, no final stop, no prefix of DataFusion's, no catalog that the user never named.
@@ -156,6 +212,8 @@ fn polish(message: &str) -> String {
         "SQL error: ",
         "This feature is not implemented: ",
         "Execution error: ",
+        "Arrow error: ",
+        "Cast error: ",
     ];
     let mut text = message.trim();
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix)) {
@@ -168,7 +226,7 @@ fn polish(message: &str) -> String {
 }
 
 /// Lower-cases the first letter, unless it begins a word in capitals or a quoted name.
-fn lower(text: &str) -> String {
+pub(super) fn lower(text: &str) -> String {
     let mut chars = text.chars();
     match (chars.next(), chars.clone().next()) {
         (Some(first), second) if first.is_uppercase() && !second.is_some_and(|c| c.is_uppercase() || c == '_') => {
@@ -184,3 +242,6 @@ fn cut(text: &str) -> String {
     }
     text.chars().take(HINT_CHARS_MAX).chain(['…']).collect()
 }
+
+#[cfg(test)]
+mod tests;

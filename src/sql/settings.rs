@@ -44,8 +44,10 @@ pub struct Settings {
 /// One row of the registry, and of the reference page.
 #[derive(Debug, Clone, Copy)]
 pub struct SettingDoc {
-    /// `poundlock.{name}` in SET; the flag is `--{name}` with dashes.
+    /// `poundlock.{name}` in SET.
     pub name: &'static str,
+    /// `--{flag}`: the name with dashes.
+    pub flag: &'static str,
     /// Environment variables, the first one wins.
     pub environment: &'static [&'static str],
     pub default: Option<&'static str>,
@@ -58,15 +60,12 @@ impl SettingDoc {
     pub fn key(&self) -> String {
         format!("poundlock.{}", self.name)
     }
-
-    pub fn flag(&self) -> String {
-        self.name.replace('_', "-")
-    }
 }
 
 const REGISTRY: &[SettingDoc] = &[
     SettingDoc {
         name: "name",
+        flag: "name",
         environment: &["POUNDLOCK_NAME"],
         default: None,
         value: "NAME",
@@ -74,6 +73,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "trigger",
+        flag: "trigger",
         environment: &["POUNDLOCK_TRIGGER", "PROCESSING_TRIGGER"],
         default: Some("1 second"),
         value: "DURATION",
@@ -81,6 +81,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "checkpoint",
+        flag: "checkpoint",
         environment: &["POUNDLOCK_CHECKPOINT", "CHECKPOINT_BASE"],
         default: Some("checkpoint"),
         value: "PATH",
@@ -88,6 +89,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "max_rows_per_batch",
+        flag: "max-rows-per-batch",
         environment: &["POUNDLOCK_MAX_ROWS_PER_BATCH"],
         default: Some("500_000"),
         value: "ROWS",
@@ -95,6 +97,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "max_bytes_per_batch",
+        flag: "max-bytes-per-batch",
         environment: &["POUNDLOCK_MAX_BYTES_PER_BATCH"],
         default: Some("64 MB"),
         value: "SIZE",
@@ -102,6 +105,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "buffer",
+        flag: "buffer",
         environment: &["POUNDLOCK_BUFFER"],
         default: Some("64 MB"),
         value: "SIZE",
@@ -109,6 +113,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "memory",
+        flag: "memory",
         environment: &["POUNDLOCK_MEMORY"],
         default: Some("1 GiB"),
         value: "SIZE",
@@ -116,6 +121,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "target_partitions",
+        flag: "target-partitions",
         environment: &["POUNDLOCK_TARGET_PARTITIONS"],
         default: Some("1"),
         value: "COUNT",
@@ -123,6 +129,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "migrate",
+        flag: "migrate",
         environment: &["POUNDLOCK_MIGRATE"],
         default: Some("true"),
         value: "BOOLEAN",
@@ -130,6 +137,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "state_compaction",
+        flag: "state-compaction",
         environment: &["POUNDLOCK_STATE_COMPACTION"],
         default: Some("16"),
         value: "COUNT",
@@ -137,6 +145,7 @@ const REGISTRY: &[SettingDoc] = &[
     },
     SettingDoc {
         name: "snapshot_interval",
+        flag: "snapshot-interval",
         environment: &["POUNDLOCK_SNAPSHOT_INTERVAL"],
         default: Some("64"),
         value: "BATCHES",
@@ -210,7 +219,7 @@ pub fn configure(mut config: SessionConfig, files: &Files, statements: &[Stateme
         } else if let Err(error) = config.options_mut().set(key, value) {
             let known: Vec<String> = config.options().entries().into_iter().map(|entry| entry.key).collect();
             if known.contains(key) {
-                errors.append(&mut explain(files, &error, &statement.place, &[]));
+                errors.append(&mut explain(files, &error, &statement.place, None));
             } else {
                 let error = files.error_at(&statement.place, format!("setting {key} does not exist"));
                 let near = nearest(key, known.iter().map(String::as_str));
@@ -269,7 +278,7 @@ impl Reader<'_> {
 
     fn override_with(&mut self, setting: &SettingDoc, flags: &BTreeMap<String, String>, environment: Lookup) {
         if let Some(value) = flags.get(setting.name) {
-            self.found.insert(setting.name, (value.clone(), Origin::Said(format!("flag --{}", setting.flag()))));
+            self.found.insert(setting.name, (value.clone(), Origin::Said(format!("flag --{}", setting.flag))));
             return;
         }
         for variable in setting.environment {
@@ -348,7 +357,7 @@ impl Reader<'_> {
     }
 
     fn size(&mut self, name: &str, range: std::ops::RangeInclusive<u64>) -> usize {
-        let expected = format!("a size such as '64 MB' ({} bytes to {})", range.start(), range.end());
+        let expected = format!("a size such as '64 MB' ({} to {})", shown(*range.start()), shown(*range.end()));
         self.read(name, &expected, |value| {
             let bytes = size(value).filter(|found| range.contains(found))?;
             usize::try_from(bytes).ok()
@@ -378,6 +387,15 @@ pub fn size(text: &str) -> Option<u64> {
     }
     let bytes = number.parse::<f64>().ok()? * unit as f64;
     (bytes.is_finite() && bytes < 9e15).then_some(bytes as u64)
+}
+
+fn shown(bytes: u64) -> String {
+    let (mut number, mut units) = (bytes, ["bytes", "KiB", "MiB", "GiB", "TiB"].iter());
+    let mut unit = units.next();
+    while number >= 1024 && number % 1024 == 0 && units.len() > 0 {
+        (number, unit) = (number / 1024, units.next());
+    }
+    format!("{number} {}", unit.unwrap_or(&""))
 }
 
 #[cfg(test)]

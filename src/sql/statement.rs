@@ -14,16 +14,21 @@ use datafusion::sql::parser::DFParserBuilder;
 pub use datafusion::sql::parser::Statement as Parsed;
 use sqlparser::ast::{self, Expr, Ident, ObjectName, SchemaName, SetExpr, TableObject, UnaryOperator, Value};
 use sqlparser::dialect::GenericDialect;
+use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
-use super::explain::explain;
+use super::explain::{explain, lower};
 use super::place::{Cursor, Place};
 use super::table::UnresolvedTable;
 use super::text::{File, Files};
 use crate::Error;
 
-/// Beyond this, the nesting of a flat chain of operators could overflow a thread's stack when it is dropped.
-const TOKENS_MAX: usize = 10_000;
+const TOKENS_MAX: usize = 20_000;
+/// A flat chain (`a OR b OR …`) is a tree as deep as it is long. Cloning or dropping one of 3,000 operators overflows a
+/// thread's usual stack of 2 MB, and that aborts the process.
+const CHAIN_MAX: usize = 1_000;
+/// The frames of a UNION are so much larger: 700 of them overflow.
+const UNION_WEIGHT: usize = 10;
 
 #[derive(Debug, Clone)]
 pub struct Statement {
@@ -109,14 +114,16 @@ pub fn parse(files: &Files) -> (Vec<Statement>, Vec<Error>) {
     let mut statements = vec![];
     for (i, file) in files.iter().enumerate() {
         for piece in pieces(files, i, file, &mut errors) {
-            match statement(files, &piece) {
+            let place = files.place(piece.file, piece.range.clone());
+            match statement(files, &piece, place) {
                 Ok(statement) => statements.push(statement),
-                Err(mut found) => errors.append(&mut found),
+                Err(found) => errors.extend(found.into_iter().map(|error| (place, error))),
             }
         }
     }
     errors.append(&mut defined_twice(files, &statements));
-    (statements, errors)
+    errors.sort_by_key(|(place, _)| *place);
+    (statements, errors.into_iter().map(|(_, error)| error).collect())
 }
 
 /// One statement's tokens.
@@ -129,14 +136,15 @@ struct Piece {
     tokens: Vec<TokenWithSpan>,
 }
 
-fn pieces(files: &Files, index: usize, file: &File, errors: &mut Vec<Error>) -> Vec<Piece> {
+fn pieces(files: &Files, index: usize, file: &File, errors: &mut Vec<(Place, Error)>) -> Vec<Piece> {
     if file.broken.first() == Some(&0) && file.text == file.source {
         return vec![]; // its tokens were no tokens even before substitution: said already
     }
     let mut tokens = vec![];
     if let Err(error) = Tokenizer::new(&GenericDialect {}, &file.text).tokenize_with_location_into_buf(&mut tokens) {
         let at = Cursor::new(&file.text).advance(error.location.line, error.location.column);
-        errors.push(files.error_at(&files.place(index, at..at + 1), error.message));
+        let place = files.place(index, at..at + 1);
+        errors.push((place, files.error_at(&place, lower(&error.message))));
         return vec![];
     }
     let mut cursor = Cursor::new(&file.text);
@@ -169,20 +177,24 @@ fn pieces(files: &Files, index: usize, file: &File, errors: &mut Vec<Error>) -> 
     pieces
 }
 
-fn statement(files: &Files, piece: &Piece) -> Result<Statement, Vec<Error>> {
-    let place = files.place(piece.file, piece.range.clone());
+fn statement(files: &Files, piece: &Piece, place: Place) -> Result<Statement, Vec<Error>> {
     if piece.tokens.len() > TOKENS_MAX {
         let long = format!("the statement has {} words and signs, more than {TOKENS_MAX}", piece.tokens.len());
         return Err(vec![files.error_at(&place, long).hint("split it into views")]);
+    }
+    if longest_chain(&piece.tokens) > CHAIN_MAX {
+        let long =
+            format!("the statement has a chain of more than {CHAIN_MAX} operators (a UNION counts as {UNION_WEIGHT})");
+        return Err(vec![files.error_at(&place, long).hint("use IN (…), CASE, or a join with a table of the values")]);
     }
     let end = files.place(piece.file, piece.last.clone());
     let parsed = DFParserBuilder::new(piece.tokens.clone()).build().and_then(|mut parser| parser.parse_statements());
     let mut parsed = match parsed {
         Ok(parsed) => parsed,
         Err(error) if error.to_string().contains("clause in CREATE EXTERNAL TABLE") => {
-            return Err(explain(files, &error, &place, &[]));
+            return Err(explain(files, &error, &place, None));
         }
-        Err(error) => return Err(explain(files, &error, &end, &[])),
+        Err(error) => return Err(explain(files, &error, &end, None)),
     };
     let kind = match parsed.pop_front() {
         Some(parsed) => classify(parsed, &place),
@@ -192,6 +204,33 @@ fn statement(files: &Files, piece: &Piece) -> Result<Statement, Vec<Error>> {
         Ok(kind) => Ok(Statement { place, text: files.written(piece.file, piece.range.clone()).to_string(), kind }),
         Err(refused) => Err(vec![refused.error(files, &place)]),
     }
+}
+
+/// The most operators between two commas at one level of parentheses, or UNIONs and the like: never less than the depth
+/// of the tree that they become.
+fn longest_chain(tokens: &[TokenWithSpan]) -> usize {
+    let (mut longest, mut unions) = (0, 0);
+    let mut levels = vec![0];
+    for token in tokens {
+        match &token.token {
+            Token::LParen => levels.push(0),
+            Token::RParen if levels.len() > 1 => {
+                levels.pop();
+            }
+            Token::Comma => *levels.last_mut().unwrap_or(&mut 0) = 0,
+            Token::Word(word) => match word.keyword {
+                Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS => unions += UNION_WEIGHT,
+                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE | Keyword::AT => {
+                    *levels.last_mut().unwrap_or(&mut 0) += 1;
+                }
+                _ => {}
+            },
+            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period => {}
+            _ => *levels.last_mut().unwrap_or(&mut 0) += 1,
+        }
+        longest = longest.max(*levels.last().unwrap_or(&0)).max(unions);
+    }
+    longest
 }
 
 impl Refused {
@@ -355,7 +394,7 @@ fn refused<T>(statement: &ast::Statement) -> Result<T, Refused> {
     }
 }
 
-fn defined_twice(files: &Files, statements: &[Statement]) -> Vec<Error> {
+fn defined_twice(files: &Files, statements: &[Statement]) -> Vec<(Place, Error)> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
     let mut errors = vec![];
     for statement in statements {
@@ -367,11 +406,10 @@ fn defined_twice(files: &Files, statements: &[Statement]) -> Vec<Error> {
             Kind::CreateSchema { .. } | Kind::Insert { .. } => continue,
         };
         match seen.get(&what) {
-            Some(first) => errors.push(
-                files
-                    .error_at(&statement.place, format!("{what} is defined twice"))
-                    .hint(format!("the first one is at {}", files.label(first))),
-            ),
+            Some(first) => {
+                let error = files.error_at(&statement.place, format!("{what} is defined twice"));
+                errors.push((statement.place, error.hint(format!("the first one is at {}", files.label(first)))));
+            }
             None => {
                 seen.insert(what, statement.place);
             }

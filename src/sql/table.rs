@@ -145,7 +145,7 @@ impl Check<'_> {
             match column_field(column) {
                 Ok(field) => fields.push(field),
                 Err(error) => {
-                    let mut found = explain(self.files, &error, &place, &[]);
+                    let mut found = explain(self.files, &error, &place, None);
                     self.errors.append(&mut found);
                     // So that a key on this column is not reported as well.
                     fields.push(Field::new(normalize(&column.name), arrow::datatypes::DataType::Null, true));

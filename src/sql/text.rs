@@ -97,14 +97,15 @@ impl Files {
         self.files.iter()
     }
 
-    /// What is wrong with the references, one error each.
-    pub fn errors(&self) -> Vec<Error> {
+    /// What is wrong with the references, one error each, with its place.
+    pub fn errors(&self) -> Vec<(Place, Error)> {
         let problems = self.files.iter().enumerate().flat_map(|(i, file)| file.problems.iter().map(move |p| (i, p)));
         let error = |(i, problem): (usize, &Problem)| {
-            let error = self.error_at(&self.place_in_source(i, problem.source.clone()), &problem.message);
+            let place = self.place_in_source(i, problem.source.clone());
+            let error = self.error_at(&place, &problem.message);
             match &problem.hint {
-                Some(hint) => error.hint(hint),
-                None => error,
+                Some(hint) => (place, error.hint(hint)),
+                None => (place, error),
             }
         };
         problems.map(error).collect()
@@ -154,6 +155,14 @@ impl Files {
     pub fn written(&self, file: usize, range: Range<usize>) -> &str {
         let file = &self.files[file];
         file.source.get(file.in_source(range)).unwrap_or("")
+    }
+
+    /// What the user wrote at a place.
+    pub fn at(&self, place: &Place) -> Option<&str> {
+        let file = self.files.get(place.file)?;
+        let begin = file.source_lines.offset(&file.source, place.line, place.column);
+        let end = file.source_lines.offset(&file.source, place.line, place.column + place.len);
+        file.source.get(begin..end)
     }
 
     /// `queries/10_validate.sql:7:14`

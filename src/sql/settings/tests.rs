@@ -48,9 +48,35 @@ fn a_flag_wins_over_the_environment_over_set_over_the_default() {
 
 #[test]
 fn values_that_do_not_fit_are_all_reported_with_their_origin() {
-    let source = "SET poundlock.memory = '5 bananas';\nSET poundlock.name = 'a b';\nSET poundlock.triger = '1s';\nSET trigger = '1s';\nSET x = 1";
+    let source = "SET poundlock.memory = '5 bananas';\nSET poundlock.name = 'a b';\nSET poundlock.triger = '1s';\nSET trigger = '1s'";
     let error = resolve_with(source, &[("target_partitions", "0")], &[("PROCESSING_TRIGGER", "5")]).unwrap_err();
-    insta::assert_snapshot!(error.to_string());
+    insta::assert_snapshot!(error.to_string(), @r#"
+    setting poundlock.triger does not exist
+      a.sql:3:1
+       3 | SET poundlock.triger = '1s';
+         | ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    hint: did you mean poundlock.trigger?
+
+    error: setting trigger does not exist
+      a.sql:4:1
+       4 | SET trigger = '1s'
+         | ^^^^^^^^^^^^^^^^^^
+    hint: did you mean poundlock.trigger?
+
+    error: setting poundlock.name is "a b", not a name of at most 64 letters, digits, '.', '_' and '-', beginning with a letter or digit
+      a.sql:2:1
+       2 | SET poundlock.name = 'a b';
+         | ^^^^^^^^^^^^^^^^^^^^^^^^^^
+
+    error: environment variable PROCESSING_TRIGGER is "5", not a duration such as '5 seconds' (1 ms to 1 day)
+
+    error: setting poundlock.memory is "5 bananas", not a size such as '64 MB' (16 MiB to 1024 TiB)
+      a.sql:1:1
+       1 | SET poundlock.memory = '5 bananas';
+         | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+
+    error: flag --target-partitions is "0", not a whole number from 1 to 1024
+    "#);
 }
 
 #[test]
@@ -66,6 +92,7 @@ fn datafusion_keys_go_to_the_session() {
         let error = of(&format!("SET datafusion.{key} = 1")).unwrap_err();
         assert!(error.message().contains("the engine's own"), "{error}");
     }
+    assert!(resolve_with("SET x = 1", &[], &[]).unwrap_err().to_string().contains("hint: there are: datafusion.*, poundlock.name"));
 }
 
 #[test]
@@ -93,7 +120,7 @@ fn sizes_have_units() {
 fn the_registry_is_complete() {
     for setting in reference() {
         assert_eq!(setting.environment[0], format!("POUNDLOCK_{}", setting.name.to_uppercase()));
+        assert_eq!(setting.flag, setting.name.replace('_', "-"));
         assert!(!setting.doc.is_empty() && !setting.doc.ends_with('.'), "{}", setting.name);
     }
-    assert_eq!(reference()[3].flag(), "max-rows-per-batch");
 }

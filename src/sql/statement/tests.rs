@@ -24,7 +24,7 @@ fn statements_have_places_and_texts() {
          INSERT INTO \"Db\".t (a) SELECT * FROM v",
     );
     let places: Vec<_> = statements.iter().map(|s| (s.place.line, s.place.column, s.place.len)).collect();
-    assert_eq!(places, [(2, 1, 34), (4, 1, 32), (4, 35, 16), (6, 2, 40)]);
+    assert_eq!(places, [(2, 1, 34), (4, 1, 32), (4, 35, 16), (6, 2, 38)]);
     assert_eq!(statements[2].text, "CREATE VIEW v AS\nSELECT 1");
     assert!(matches!(&statements[0].kind, Kind::Set { key, value } if key == "poundlock.trigger" && value == "1 second"));
     assert!(matches!(&statements[1].kind, Kind::CreateSchema { name, if_not_exists: true } if name == "lake"));
@@ -74,7 +74,7 @@ fn every_other_statement_is_refused_with_a_hint() {
         ("INSERT INTO t DEFAULT VALUES", "no SELECT"),
         ("INSERT OVERWRITE t SELECT 1", "only adds rows"),
         ("REPLACE INTO t SELECT 1", "only adds rows"),
-        ("INSERT INTO t SELECT 1 ON CONFLICT DO NOTHING", "belongs to the table"),
+        ("INSERT INTO t SELECT a FROM x ON CONFLICT DO NOTHING", "belongs to the table"),
         ("INSERT INTO t SELECT 1 RETURNING a", "returns nothing"),
         ("INSERT INTO a.b.c SELECT 1", "more than two parts"),
         ("CREATE VIEW a.b.c AS SELECT 1", "more than two parts"),
@@ -106,7 +106,39 @@ fn all_errors_of_all_files_are_reported_at_once() {
     let (statements, errors) = parse(&files);
     assert_eq!(statements.len(), 1);
     let shown = Error::all(errors).map(|e| e.to_string()).unwrap_or_default();
-    insta::assert_snapshot!(shown);
+    insta::assert_snapshot!(shown, @r"
+    expected SELECT, VALUES, or a subquery in the query body, found SELEC
+      a.sql:1:18
+       1 | CREATE VIEW v AS SELEC 1;
+         |                  ^^^^^
+
+    error: expected identifier, found the end of the statement
+      a.sql:2:31
+       2 | CREATE VIEW w AS SELECT 1 FROM;
+         |                               ^
+
+    error: the files say what there is: nothing is dropped or altered
+      a.sql:3:1
+       3 | DROP TABLE x;
+         | ^^^^^^^^^^^^
+    hint: change or remove the statement that creates it; a database's own tables change in migrations/
+
+    error: unterminated string literal
+      b.sql:2:8
+       2 | SELECT 'open
+         |        ^
+
+    error: environment variable NONE is not set
+      c.sql:1:12
+       1 | SET a.b = '${NONE}';
+         |            ^^^^^^^
+    hint: set it, or give it a default: ${NONE:-…}
+
+    error: expected end of statement, found c
+      c.sql:3:14
+       3 |   SELECT a b c FROM v;
+         |              ^
+    ");
 }
 
 #[test]
@@ -132,12 +164,17 @@ fn missing_clauses_are_shown_at_the_statement() {
 
 #[test]
 fn a_monstrous_statement_is_refused() {
-    let long = format!("CREATE VIEW v AS SELECT 1{}", "+1".repeat(TOKENS_MAX));
-    assert!(errors(&long).contains("more than 10000"));
+    let list = format!("CREATE VIEW v AS SELECT 1 IN (1{})", ", 1".repeat(TOKENS_MAX / 2));
+    assert!(errors(&list).contains("more than 20000"));
+    let chain = |n| format!("CREATE VIEW v AS SELECT f(a, 2{}), 3", " + f(1 * 2, 3)".repeat(n));
+    assert!(errors(&chain(CHAIN_MAX + 1)).contains("a chain of more than 1000 operators"));
+    let unions = |n| format!("CREATE VIEW v AS SELECT 1, 2{}", " UNION ALL SELECT 1, 2".repeat(n));
+    assert!(errors(&unions(CHAIN_MAX / UNION_WEIGHT + 1)).contains("a chain of more than 1000 operators"));
     // As large as allowed: parsed, cloned, printed and dropped on a test's thread of 2 MB.
-    let fits = format!("CREATE VIEW v AS SELECT 1{}", "+1".repeat(TOKENS_MAX / 2 - 10));
-    let statements = parsed(&fits);
-    assert_eq!(statements.clone().len(), 1);
+    for fits in [chain(CHAIN_MAX), unions(CHAIN_MAX / UNION_WEIGHT), list.replacen(", 1", "", TOKENS_MAX / 4)] {
+        let statements = parsed(&fits);
+        assert_eq!(statements.clone().len(), 1);
+    }
     let deep = format!("CREATE VIEW v AS SELECT {}1{}", "(".repeat(200), ")".repeat(200));
     assert!(errors(&deep).contains("nested too deeply"), "{}", errors(&deep));
 }

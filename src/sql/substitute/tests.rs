@@ -71,7 +71,7 @@ fn a_value_never_begins_a_comment_or_another_literal() {
     assert!(problem("SELECT 1 -${NEGATIVE}").starts_with("outside"));
     assert!(problem("SELECT ${E}'a\\'").contains("directly before a quote"));
     assert!(problem("SELECT E'${A}'").contains("this kind of literal"));
-    assert!(problem("SELECT $$${A}$$").contains("this kind of literal") || problem("SELECT $$ ${A} $$").contains("kind"));
+    assert!(problem("SELECT $$ ${A} $$").contains("this kind of literal"));
     assert!(problem("SELECT X'${A}'").contains("this kind of literal"));
     assert!(problem("SELECT N'${A}'").contains("this kind of literal"));
 }
@@ -104,7 +104,7 @@ fn what_is_wrong_is_said() {
     assert!(problem("SELECT '${file:}'").contains("no path"));
     assert!(problem("SELECT '${A:-${A}}'").contains("cannot hold another"));
     assert!(problem("SELECT '${A'\n, '}'").contains("not closed"));
-    assert!(problem("SELECT 'abc").contains("Unterminated string literal"));
+    assert!(problem("SELECT 'abc").contains("unterminated string literal"));
     let done = substitute("SELECT '${NONE}', ${QUOTED}; SELECT '${BAD}'", &lookup);
     assert_eq!(done.problems.len(), 3);
     assert!(done.problems.iter().all(|p| !p.message.contains("DROP")), "{:?}", done.problems);

@@ -106,5 +106,21 @@ fn all_that_is_wrong_is_shown_at_its_column() {
 ) STORED AS DATABASE LOCATION 'x'",
     )
     .unwrap_err();
-    insta::assert_snapshot!(error.to_string());
+    insta::assert_snapshot!(error.to_string(), @r"
+    TIMESTAMP(9) is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6)
+      a.sql:2:3
+       2 |   a TIMESTAMP(9),
+         |   ^
+
+    error: a column has a name, a type, perhaps NOT NULL or PRIMARY KEY, but not CHECK (b > 'x')
+      a.sql:3:3
+       3 |   b VARCHAR CHECK (b > 'x'),
+         |   ^
+    hint: compute the value in the SELECT, or leave it to the database (migrations/)
+
+    error: column 'b' is declared twice
+      a.sql:4:3
+       4 |   b INT
+         |   ^
+    ");
 }

@@ -56,7 +56,7 @@ fn spans_name_their_file() {
 #[test]
 fn references_that_fail_are_shown_where_they_are() {
     let files = files("SELECT '${LONG}', ${NONE},\n '${ALSO_NONE:}'");
-    let shown: Vec<String> = files.errors().iter().map(ToString::to_string).collect();
+    let shown: Vec<String> = files.errors().iter().map(|(_, error)| error.to_string()).collect();
     insta::assert_snapshot!(shown.join("\n\n"), @r"
     environment variable NONE is not set
       q/b.sql:1:19

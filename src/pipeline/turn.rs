@@ -1,0 +1,414 @@
+//! One batch after another: the trigger, the plan, the write that runs beside the next batch, the commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::dead_letters::DeadLetter;
+use super::run::{Batch, Outcome, SourceBatch, maxima};
+use super::start::{Pipeline, now};
+use super::write::{Sinks, ToWrite, Written};
+use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit, SourcePlan};
+use crate::checkpoint::{Checkpoint, Commit, Plan};
+use crate::connector::{Cut, CutLimit, Ranges};
+use crate::state::image::ImageWriter;
+use crate::{Error, Result};
+
+/// When a run ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Never,
+    /// After one batch of what is there.
+    Once,
+    /// When everything that was there at the start is committed.
+    CaughtUp,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub end: End,
+    /// At the end, close every window that has a row.
+    pub close_windows: bool,
+}
+
+/// One committed batch, for the log and the status line.
+#[derive(Debug, Clone, Default)]
+pub struct BatchSummary {
+    pub number: u64,
+    /// Records fetched.
+    pub rows: u64,
+    pub undecodable: u64,
+    /// Rows of the dead letters' table.
+    pub dead_letters: u64,
+    /// Pairs of row and window that the row came too late for.
+    pub late: u64,
+    pub lag: u64,
+    pub wait: Duration,
+    pub run: Duration,
+    pub write: Duration,
+    pub commit: Duration,
+    /// Lowest watermark; µs.
+    pub watermark: Option<i64>,
+    pub replayed: bool,
+}
+
+/// Called after every commit.
+pub type Observer = Arc<dyn Fn(&BatchSummary) + Send + Sync>;
+
+/// A batch being written beside the next one.
+struct InFlight {
+    task: JoinHandle<Result<BatchSummary>>,
+    positions: BTreeMap<String, BTreeMap<i32, i64>>,
+}
+
+impl Pipeline {
+    /// Runs until its end, or until `stop` is cancelled: then the batch in hand is finished first.
+    ///
+    /// # Errors
+    /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
+    pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
+        tracing::info!(ms = self.started.elapsed().as_millis() as u64, next_batch = self.next, "pipeline is running");
+        let mut ticks = tokio::time::interval(self.program.settings.trigger);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ends: BTreeMap<String, BTreeMap<i32, i64>> =
+            self.sources.iter().map(|(name, source)| (name.clone(), source.end_at_start())).collect();
+        let mut ahead: Option<InFlight> = None;
+        let mut reached: BTreeSet<(String, i32)> = BTreeSet::new();
+        loop {
+            let waiting = Instant::now();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+                () = self.filled() => ticks.reset(),
+                failed = settled(&mut ahead) => { self.finish(failed?, observer).await?; continue }
+            }
+            let cuts = self.cut().await?;
+            for (name, cut) in &cuts {
+                for (partition, end) in &ends[name] {
+                    let to = cut.ranges.get(partition).map_or(0, |range| range.to);
+                    if to >= *end || cut.at_end.contains(partition) {
+                        reached.insert((name.clone(), *partition));
+                    }
+                }
+            }
+            let all_reached = ends.iter().all(|(name, partitions)| {
+                partitions.keys().all(|partition| reached.contains(&(name.clone(), *partition)))
+            });
+            let last = match options.end {
+                End::Never => false,
+                End::CaughtUp => all_reached,
+                End::Once => cuts.values().any(|cut| !cut.chunks.is_empty()) || all_reached,
+            };
+            if let Some(plan) = self.plan(&cuts, false).await? {
+                let waited = waiting.elapsed();
+                self.turn(plan, cuts, &mut ahead, observer, waited).await?;
+            }
+            if last {
+                break;
+            }
+        }
+        self.drain(&mut ahead, observer).await?;
+        if options.close_windows && options.end != End::Never && !stop.is_cancelled() {
+            self.close(&mut ahead, observer).await?;
+        }
+        self.snapshot_at_end().await
+    }
+
+    /// Returns when a source has a full batch.
+    async fn filled(&self) {
+        let settings = &self.program.settings;
+        let share = self.sources.len().max(1);
+        let (rows, bytes) = (settings.max_rows_per_batch, settings.max_bytes_per_batch.min(settings.buffer) / share);
+        let filled = self.sources.values().map(|source| Box::pin(source.filled(rows, bytes)));
+        match self.sources.is_empty() {
+            true => std::future::pending().await,
+            false => drop(futures::future::select_all(filled).await),
+        }
+    }
+
+    async fn cut(&self) -> Result<BTreeMap<String, Cut>> {
+        let settings = &self.program.settings;
+        let limit = CutLimit::Available { rows: settings.max_rows_per_batch, bytes: settings.max_bytes_per_batch };
+        let mut cuts = BTreeMap::new();
+        for (name, source) in &self.sources {
+            cuts.insert(name.clone(), source.cut(&limit).await?);
+        }
+        Ok(cuts)
+    }
+
+    /// Makes the plan of a cut durable; `None` if there is nothing to do.
+    async fn plan(&mut self, cuts: &BTreeMap<String, Cut>, close_windows: bool) -> Result<Option<Plan>> {
+        let planned_at = now();
+        let mut sources = BTreeMap::new();
+        let mut anything = close_windows;
+        for (name, cut) in cuts {
+            let watermark = &self.watermarks[name];
+            let idle = watermark.idle(cut, planned_at);
+            let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: cut.lost };
+            anything |= !cut.chunks.is_empty() || cut.lost > 0 || cut.ranges.values().any(|r| r.from != r.to);
+            anything |= watermark.would_move(&plan, planned_at);
+            sources.insert(name.clone(), plan);
+        }
+        if !anything {
+            return Ok(None);
+        }
+        let mut dimensions = BTreeMap::new();
+        for dimension in &mut self.dimensions {
+            let hash = dimension.pin_newest(&self.checkpoint).await?;
+            dimensions.insert(dimension.spec.table.name.clone(), hash);
+        }
+        let plan = Plan {
+            number: self.next,
+            epoch: self.checkpoint.identity().epoch,
+            planned_at,
+            sources,
+            program: self.text.clone(),
+            dimensions,
+            partitions: self.program.settings.target_partitions,
+            close_windows,
+        };
+        self.checkpoint.plan(&plan).await?;
+        Ok(Some(plan))
+    }
+
+    /// Runs a planned batch while the one before is written, then begins to write it.
+    async fn turn(
+        &mut self,
+        plan: Plan,
+        cuts: BTreeMap<String, Cut>,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        wait: Duration,
+    ) -> Result<()> {
+        let number = plan.number;
+        let began = Instant::now();
+        let (to_write, mut commit, delta, snapshot) = self.execute(&plan, cuts).await?;
+        let mut summary = BatchSummary { number, wait, run: began.elapsed(), ..BatchSummary::default() };
+        describe(&mut summary, &commit);
+        summary.lag = self.sources.values().map(|source| source.lag()).sum();
+        self.drain(ahead, observer).await?;
+        let (sinks, checkpoint) = (Arc::clone(&self.sinks), self.checkpoint.clone());
+        let positions = plan.sources.iter().map(|(name, source)| (name.clone(), ends(&source.ranges))).collect();
+        let dead = self.program.dead_letters.as_ref().map(|table| table.name.clone());
+        let task = tokio::spawn(async move {
+            let began = Instant::now();
+            let written = write(&sinks, &to_write, &checkpoint).await?;
+            summary.write = began.elapsed();
+            let began = Instant::now();
+            account(&mut commit, &to_write, &written);
+            summary.dead_letters = commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
+            checkpoint.commit(&commit, delta).await?;
+            if let Some(state) = snapshot {
+                checkpoint.snapshot(number, state).await?;
+                checkpoint.retain().await?;
+            }
+            summary.commit = began.elapsed();
+            Ok(summary)
+        });
+        *ahead = Some(InFlight { task, positions });
+        Ok(())
+    }
+
+    /// Replays a plan of an earlier run to its commit.
+    pub(super) async fn replay(&mut self, plan: &Plan) -> Result<()> {
+        tracing::warn!(batch = plan.number, "replaying a batch that was planned but not committed");
+        let mut cuts = BTreeMap::new();
+        for (name, source) in &self.sources {
+            let Some(planned) = plan.sources.get(name) else { continue };
+            cuts.insert(name.clone(), source.cut(&CutLimit::Exactly(planned.ranges.clone())).await?);
+        }
+        for dimension in &mut self.dimensions {
+            if let Some(hash) = plan.dimensions.get(&dimension.spec.table.name) {
+                dimension.pin_version(hash, &self.checkpoint).await?;
+            }
+        }
+        let silent: Observer = Arc::new(|_| {});
+        let mut ahead = None;
+        self.next = plan.number;
+        self.turn(plan.clone(), cuts, &mut ahead, &silent, Duration::ZERO).await?;
+        self.drain(&mut ahead, &silent).await
+    }
+
+    /// The SQL of one batch, its part of the state applied.
+    async fn execute(
+        &mut self,
+        plan: &Plan,
+        cuts: BTreeMap<String, Cut>,
+    ) -> Result<(ToWrite, Commit, Bytes, Option<Bytes>)> {
+        let mut sources = BTreeMap::new();
+        let mut accounts = BTreeMap::new();
+        let clock = now();
+        for (name, mut cut) in cuts {
+            let planned = plan.sources.get(&name).ok_or_else(|| Error::internal("a cut without a plan"))?;
+            let watermark = self.watermarks.get_mut(&name).ok_or_else(|| Error::internal("a source without a watermark"))?;
+            let spec = self.program.sources.iter().find(|s| s.table.name == name).and_then(|s| s.watermark.as_ref());
+            let ahead_limit = watermark.ahead_limit(plan.planned_at);
+            let before = watermark.value();
+            cut.chunks.sort_by_key(|chunk| (chunk.partition, chunk.offsets.first().copied()));
+            let highest = match spec {
+                Some(spec) => maxima(&cut.chunks, spec.column, ahead_limit)?,
+                None => BTreeMap::new(),
+            };
+            watermark.advance(planned, &highest, clock);
+            if plan.close_windows {
+                let stores = self.runner.stores().iter().filter(|store| store.definition().source == name);
+                if let Some(end) = stores.filter_map(|store| store.end()).max() {
+                    watermark.close(end);
+                }
+            }
+            let mut partitions = watermark.partitions();
+            for chunk in &cut.chunks {
+                let partition: &mut PartitionCommit = partitions.entry(chunk.partition).or_default();
+                let (rows, undecodable) = (chunk.rows.num_rows() as u64, chunk.undecodable as u64);
+                partition.fetched += rows;
+                partition.undecodable += undecodable;
+                partition.decoded += rows - undecodable;
+            }
+            let commit = SourceCommit { ranges: planned.ranges.clone(), watermark: watermark.value(), partitions };
+            accounts.insert(name.clone(), commit);
+            let after = watermark.value();
+            sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });
+        }
+        let batch = Batch { number: plan.number, planned_at: plan.planned_at, sources };
+        let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
+        let mut letters = Vec::with_capacity(refused.len());
+        for row in &refused {
+            if let Some(partition) = accounts.get_mut(&row.source).and_then(|a| a.partitions.get_mut(&row.partition)) {
+                partition.refused_by_query += 1;
+            }
+            letters.push(DeadLetter::of_query(row, &self.program.tables[&row.source]));
+        }
+        let after = batch.sources.iter().map(|(name, source)| (name.clone(), source.after)).collect();
+        drop(batch);
+        let mut image = ImageWriter::default();
+        for (store, delta) in self.runner.stores().iter().zip(&deltas) {
+            image.section(&store.definition().key(), delta.panes.iter().map(|(_, states)| states))?;
+        }
+        self.runner.apply(deltas, &after).await?;
+        self.next = plan.number + 1;
+        self.since_snapshot += 1;
+        let snapshot = match self.since_snapshot >= self.program.settings.snapshot_interval {
+            true => Some(self.image()?),
+            false => None,
+        };
+        let commit = Commit {
+            number: plan.number,
+            epoch: self.checkpoint.identity().epoch,
+            planned_at: plan.planned_at,
+            program: plan.program.clone(),
+            sources: accounts,
+            inserts: BTreeMap::new(),
+            views,
+            files: BTreeMap::new(),
+        };
+        let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
+        let to_write = ToWrite {
+            number: plan.number,
+            planned_at: plan.planned_at,
+            offsets,
+            inserts,
+            refused_by_query: letters,
+        };
+        Ok((to_write, commit, image.finish(), snapshot))
+    }
+
+    /// The whole state after the last batch that ran.
+    fn image(&mut self) -> Result<Bytes> {
+        let mut image = ImageWriter::default();
+        for store in self.runner.stores() {
+            image.section(&store.definition().key(), store.panes().values().flatten())?;
+        }
+        self.since_snapshot = 0;
+        Ok(image.finish())
+    }
+
+    /// The last batch of a bounded run: no rows, but every window is closed.
+    async fn close(&mut self, ahead: &mut Option<InFlight>, observer: &Observer) -> Result<()> {
+        if self.runner.stores().iter().all(|store| store.panes().is_empty()) {
+            return Ok(());
+        }
+        let nothing = CutLimit::Available { rows: 0, bytes: 0 };
+        let mut cuts = BTreeMap::new();
+        for (name, source) in &self.sources {
+            cuts.insert(name.clone(), source.cut(&nothing).await?);
+        }
+        if let Some(plan) = self.plan(&cuts, true).await? {
+            self.turn(plan, cuts, ahead, observer, Duration::ZERO).await?;
+        }
+        self.drain(ahead, observer).await
+    }
+
+    /// So that the next start has little to read.
+    async fn snapshot_at_end(&mut self) -> Result<()> {
+        if self.since_snapshot > 0 && self.next > 0 {
+            let image = self.image()?;
+            self.checkpoint.snapshot(self.next - 1, image).await?;
+            self.checkpoint.retain().await?;
+        }
+        Ok(())
+    }
+
+    async fn drain(&mut self, ahead: &mut Option<InFlight>, observer: &Observer) -> Result<()> {
+        if ahead.is_some() {
+            let done = settled(ahead).await?;
+            self.finish(done, observer).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(
+        &self,
+        (summary, positions): (BatchSummary, BTreeMap<String, BTreeMap<i32, i64>>),
+        observer: &Observer,
+    ) -> Result<()> {
+        for (name, positions) in &positions {
+            if let Some(source) = self.sources.get(name) {
+                source.acknowledge(positions).await?;
+            }
+        }
+        observer(&summary);
+        Ok(())
+    }
+}
+
+/// The write in flight, when it is done; never, if there is none.
+async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap<String, BTreeMap<i32, i64>>)> {
+    let Some(running) = ahead else { return std::future::pending().await };
+    let done = (&mut running.task).await;
+    let positions = std::mem::take(&mut running.positions);
+    *ahead = None;
+    Ok((done.map_err(|e| Error::internal("the task that writes ended").cause(e))??, positions))
+}
+
+async fn write(sinks: &tokio::sync::Mutex<Sinks>, batch: &ToWrite, checkpoint: &Checkpoint) -> Result<Written> {
+    sinks.lock().await.write(batch, checkpoint).await
+}
+
+fn ends(ranges: &Ranges) -> BTreeMap<i32, i64> {
+    ranges.iter().map(|(partition, range)| (*partition, range.to)).collect()
+}
+
+/// What each INSERT produced and what became of it.
+fn account(commit: &mut Commit, batch: &ToWrite, written: &Written) {
+    for rows in batch.inserts.iter().chain(&written.engine_rows) {
+        let report = written.reports.get(&rows.insert).copied().unwrap_or_default();
+        let (table, hash) = (rows.table.name.clone(), rows.hash.clone());
+        let insert = InsertCommit { table, produced: rows.row_count() as u64, report, hash };
+        commit.inserts.insert(rows.insert, insert);
+    }
+    commit.files.clone_from(&written.files);
+}
+
+fn describe(summary: &mut BatchSummary, commit: &Commit) {
+    for source in commit.sources.values() {
+        summary.rows += source.partitions.values().map(|p| p.fetched).sum::<u64>();
+        summary.undecodable += source.partitions.values().map(|p| p.undecodable).sum::<u64>();
+    }
+    summary.late = commit.views.values().map(|view| view.late).sum();
+    summary.watermark = commit.sources.values().filter_map(|source| source.watermark).min();
+}

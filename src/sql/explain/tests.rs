@@ -1,0 +1,148 @@
+use super::*;
+use crate::sql::statement::{Kind, parse};
+use crate::sql::types::MicrosecondTypes;
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use std::sync::Arc;
+
+fn context() -> SessionContext {
+    let config = SessionConfig::new().set_bool("datafusion.sql_parser.collect_spans", true);
+    let state = SessionStateBuilder::new().with_default_features().with_config(config);
+    SessionContext::new_with_state(state.with_type_planner(Arc::new(MicrosecondTypes)).build())
+}
+
+/// Plans and optimizes the statements in order, as a program does; all errors, as shown.
+async fn planned(sources: &[(&str, &str)]) -> String {
+    let sources = sources.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string())).collect();
+    let files = Files::from_stored(sources, &|_| Ok(Some("${secret} value".into())));
+    let context = context();
+    context.sql("CREATE TABLE events (window_start TIMESTAMP, user_id BIGINT, name VARCHAR)").await.unwrap();
+    let (statements, mut errors) = parse(&files);
+    for statement in statements {
+        let (Kind::CreateView { statement: parsed, .. } | Kind::Insert { statement: parsed, .. }) = statement.kind else {
+            panic!()
+        };
+        let planned = match context.state().statement_to_plan(parsed).await {
+            Ok(plan) => context.execute_logical_plan(plan).await.and_then(|frame| frame.into_optimized_plan()).map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = planned {
+            errors.append(&mut explain(&files, &error, &statement.place, Some(&context.state())));
+        }
+    }
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
+}
+
+async fn one(source: &str) -> String {
+    planned(&[("a.sql", source)]).await
+}
+
+/// Place, message and hint, on one line each.
+async fn short(sources: &[&str]) -> String {
+    let mut lines = vec![];
+    for source in sources {
+        let shown = one(source).await;
+        let part = |begin: &str| shown.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or("").to_string();
+        let first = shown.lines().next().unwrap_or("no error");
+        lines.push(format!("{} {first} | {}", part("  a.sql:"), part("hint: ")).trim_end().to_string());
+    }
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn a_statement_may_have_several_errors() {
+    let shown = one("CREATE VIEW v AS\nSELECT '${A}', windw_start, nam\nFROM events").await;
+    insta::assert_snapshot!(shown, @r"
+    column 'windw_start' not found
+      a.sql:2:16
+       2 | SELECT '${A}', windw_start, nam
+         |                ^^^^^^^^^^^
+    hint: did you mean events.window_start?
+
+    column 'nam' not found
+      a.sql:2:29
+       2 | SELECT '${A}', windw_start, nam
+         |                             ^^^
+    hint: did you mean events.name?
+    ");
+}
+
+#[tokio::test]
+async fn near_misses_become_hints() {
+    let shown = short(&[
+        "CREATE VIEW v AS SELECT * FROM evnts",
+        "CREATE VIEW v AS SELECT * FROM kafka.events",
+        "CREATE VIEW v AS SELECT cuont(*) FROM events",
+        "CREATE VIEW v AS SELECT something_else(name) FROM events",
+        "CREATE VIEW v AS SELECT e.user_idd FROM events e",
+        "INSERT INTO events (usr_id) SELECT 1",
+    ]);
+    insta::assert_snapshot!(shown.await, @r#"
+    1:32 table 'evnts' not found | did you mean events?
+    1:32 table 'kafka.events' not found |
+    1:25 invalid function 'cuont' | did you mean count?
+    1:25 invalid function 'something_else' |
+    1:25 column 'user_idd' not found in 'e' | did you mean e.user_id?
+    1:1 no field named usr_id | did you mean 'user_id'? Valid fields are window_start, user_id, name
+    "#);
+}
+
+#[tokio::test]
+async fn errors_of_every_kind_are_shown() {
+    let shown = short(&[
+        "CREATE VIEW v AS SELECT user_id, name, count(*) FROM events GROUP BY user_id",
+        "CREATE VIEW v AS SELECT 1 UNION SELECT 1, 2",
+        "CREATE VIEW v AS SELECT upper(1, 2) FROM events",
+        "CREATE VIEW v AS SELECT user_id + true FROM events",
+        "CREATE VIEW v AS SELECT 1 FROM events a JOIN events b ON a.user_id = b.user_id WHERE name = 'x'",
+        "CREATE VIEW v AS SELECT * FROM events WHERE name",
+        "CREATE VIEW v AS SELECT CAST(name AS TIMESTAMP(9)) FROM events",
+        "INSERT INTO events SELECT 1",
+        "CREATE VIEW v AS SELECT 1 AS a, 2 AS a FROM events",
+        "CREATE VIEW v AS SELECT (SELECT user_id, name FROM events)",
+        "INSERT INTO events (user_id) SELECT CAST('x' AS INT) FROM events",
+        "CREATE VIEW v AS\n SELECT nested.field.x FROM events",
+    ]);
+    insta::assert_snapshot!(shown.await, @r#"
+    1:34 'events.name' must appear in GROUP BY clause because it's not an aggregate expression | either add 'events.name' to GROUP BY clause, or use an aggregate function like ANY_VALUE(events.name)
+    1:18 UNION queries have different number of columns | SELECT 1 has 1 fields; SELECT 1, 2 has 2 fields
+    1:1 function 'upper' expects 1 arguments but received 2 | no function matches the given name and argument types 'upper(Int64, Int64)'. You might need to add explicit type casts. Candidate functions: upper(String)
+    1:25 expressions have incompatible types | user_id has type Int64; the other side has type Boolean
+    1:86 column 'name' is ambiguous | did you mean a.name or b.name?
+    1:1 cannot create filter with non-boolean predicate 'events.name' returning Utf8View |
+    1:1 TIMESTAMP(9) is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6) |
+    1:1 column count doesn't match insert query |
+    1:1 projections require unique expression names but the expression "Int64(1) AS a" at position 0 and "Int64(2) AS a" at position 1 have the same name | consider aliasing ("AS") one of them
+    1:1 too many columns | select only one column in the subquery
+    1:1 cannot cast string 'x' to value of Int32 type |
+    2:9 column 'x' not found in 'nested.field' |
+    "#);
+}
+
+#[tokio::test]
+async fn an_error_is_in_the_file_that_it_came_from() {
+    // Line 1 of the second file, though line 1 of the first is longer.
+    let shown = planned(&[
+        ("a.sql", "CREATE VIEW v AS SELECT user_id AS long_enough_to_hold_any_column FROM events"),
+        ("b.sql", "CREATE VIEW w AS SELECT user_id FROM v;\nCREATE VIEW x AS SELECT y FROM v"),
+    ])
+    .await;
+    assert!(shown.contains("b.sql:1:25") && shown.contains("b.sql:2:25"), "{shown}");
+}
+
+#[tokio::test]
+async fn casts_are_microseconds() {
+    let context = context();
+    let frame = context.sql("SELECT CAST('2026-01-01' AS TIMESTAMP), TIMESTAMP '2026-01-02', '2026-01-03'::TIMESTAMPTZ").await;
+    let types: Vec<_> = frame.unwrap().schema().fields().iter().map(|field| field.data_type().clone()).collect();
+    let plain = DataType::Timestamp(TimeUnit::Microsecond, None);
+    assert_eq!(types, [plain.clone(), plain, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))]);
+}
+
+#[test]
+fn the_nearest_is_near() {
+    assert_eq!(nearest("triger", ["trigger", "name"]), Some("trigger"));
+    assert_eq!(nearest("KAFKAA", ["KAFKA", "CSV"]), Some("KAFKA"));
+    assert_eq!(nearest("entirely", ["trigger", "name"]), None);
+}

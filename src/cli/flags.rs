@@ -43,5 +43,9 @@ fn flag(setting: &'static SettingDoc) -> Arg {
         help.push_str(&format!(" [default: {default}]"));
     }
     help.push_str(&format!(" [env: {}]", setting.environment.join(", ")));
-    Arg::new(setting.name).long(setting.flag).value_name(setting.value).help(help).help_heading("Settings of the pipeline")
+    Arg::new(setting.name)
+        .long(setting.flag)
+        .value_name(setting.value)
+        .help(help)
+        .help_heading("Settings of the pipeline")
 }

@@ -18,7 +18,9 @@ pub fn start(format: LogFormat, verbose: u8) -> Result<()> {
     });
     let (origin, filter) = said.unwrap_or(("-v", default(verbose).to_string()));
     let filter = EnvFilter::try_new(&filter).map_err(|e| {
-        Error::user(format!("{origin} is {filter:?}, not a filter of the log")).cause(e).hint("for example: warn,poundlock=debug")
+        Error::user(format!("{origin} is {filter:?}, not a filter of the log"))
+            .cause(e)
+            .hint("for example: warn,poundlock=debug")
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match format {

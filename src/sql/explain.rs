@@ -18,12 +18,7 @@ const HINT_CHARS_MAX: usize = 400;
 /// One error for each that DataFusion found in a statement.
 ///
 /// `fallback` is the place of the statement; `state` has the tables and functions to suggest for a misspelled name.
-pub fn explain(
-    files: &Files,
-    error: &DataFusionError,
-    fallback: &Place,
-    state: Option<&SessionState>,
-) -> Vec<Error> {
+pub fn explain(files: &Files, error: &DataFusionError, fallback: &Place, state: Option<&SessionState>) -> Vec<Error> {
     leaves(error).into_iter().map(|leaf| explain_one(files, leaf, fallback, state)).collect()
 }
 
@@ -66,9 +61,7 @@ fn leaves(error: &DataFusionError) -> Vec<&DataFusionError> {
 
 fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, state: Option<&SessionState>) -> Error {
     let (message, place, hint) = match error.diagnostic() {
-        Some(diagnostic) => {
-            (diagnostic.message.clone(), place(files, diagnostic.span), hint(files, diagnostic, state))
-        }
+        Some(diagnostic) => (diagnostic.message.clone(), place(files, diagnostic.span), hint(files, diagnostic, state)),
         None => (text(error), None, None),
     };
     let (message, place_in_text) = located(files, &message);
@@ -221,7 +214,9 @@ fn polish(message: &str) -> String {
     }
     let text = text.trim_end_matches('.').replace("datafusion.public.", "").replace("'datafusion.", "'");
     let text = text.replace("Expected: ", "expected ").replace(", found: ", ", found ");
-    let text = text.replace("found EOF", "found the end of the statement").replace("found ;", "found the end of the statement");
+    let text = text
+        .replace("found EOF", "found the end of the statement")
+        .replace("found ;", "found the end of the statement");
     lower(&text)
 }
 

@@ -146,7 +146,8 @@ mod tests {
     fn offsets_and_places_fit() {
         let text = "ab\nüc\n\nd";
         let lines = Lines::new(text);
-        for (offset, at) in [(0, (1, 1)), (2, (1, 3)), (3, (2, 1)), (5, (2, 2)), (7, (3, 1)), (8, (4, 1)), (9, (4, 2))] {
+        for (offset, at) in [(0, (1, 1)), (2, (1, 3)), (3, (2, 1)), (5, (2, 2)), (7, (3, 1)), (8, (4, 1)), (9, (4, 2))]
+        {
             assert_eq!(lines.locate(text, offset), at);
             assert_eq!(lines.offset(text, at.0, at.1), offset);
             assert_eq!(Cursor::new(text).advance(at.0 as u64, at.1 as u64), offset);

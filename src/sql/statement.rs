@@ -42,11 +42,23 @@ pub struct Statement {
 #[derive(Debug, Clone)]
 pub enum Kind {
     CreateTable(Box<UnresolvedTable>),
-    CreateSchema { name: String, if_not_exists: bool },
-    CreateView { name: Name, statement: Parsed },
-    Insert { target: Name, statement: Parsed },
+    CreateSchema {
+        name: String,
+        if_not_exists: bool,
+    },
+    CreateView {
+        name: Name,
+        statement: Parsed,
+    },
+    Insert {
+        target: Name,
+        statement: Parsed,
+    },
     /// The key in lower case, the value as text.
-    Set { key: String, value: String },
+    Set {
+        key: String,
+        value: String,
+    },
 }
 
 /// The name of a table or view: lower case unless quoted, in schema `public` unless it names one.
@@ -220,7 +232,13 @@ fn longest_chain(tokens: &[TokenWithSpan]) -> usize {
             Token::Comma => *levels.last_mut().unwrap_or(&mut 0) = 0,
             Token::Word(word) => match word.keyword {
                 Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS => unions += UNION_WEIGHT,
-                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE | Keyword::AT => {
+                Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::AT => {
                     *levels.last_mut().unwrap_or(&mut 0) += 1;
                 }
                 _ => {}
@@ -313,7 +331,10 @@ fn insert_target(insert: &ast::Insert) -> Result<Name, Refused> {
     }
     let plain = insert.partitioned.is_none() && insert.after_columns.is_empty() && insert.assignments.is_empty();
     let (TableObject::TableName(table), true) = (&insert.table, plain && insert.table_alias.is_none()) else {
-        return refuse("INSERT names a table and perhaps its columns, nothing else", "INSERT INTO t (a, b) SELECT a, b FROM …");
+        return refuse(
+            "INSERT names a table and perhaps its columns, nothing else",
+            "INSERT INTO t (a, b) SELECT a, b FROM …",
+        );
     };
     match insert.source.as_deref().map(|query| query.body.as_ref()) {
         None => return refuse("INSERT has no SELECT", "INSERT INTO t SELECT … FROM …"),
@@ -369,9 +390,10 @@ fn refused<T>(statement: &ast::Statement) -> Result<T, Refused> {
             "a SELECT alone goes nowhere",
             "name it with CREATE VIEW … AS, send it with INSERT INTO …, or run it by hand with `poundlock sql`",
         ),
-        S::CreateTable(table) if table.query.is_some() => {
-            refuse("CREATE TABLE … AS is not part of a pipeline", "write CREATE VIEW … AS; an INSERT INTO … stores rows")
-        }
+        S::CreateTable(table) if table.query.is_some() => refuse(
+            "CREATE TABLE … AS is not part of a pipeline",
+            "write CREATE VIEW … AS; an INSERT INTO … stores rows",
+        ),
         S::CreateTable(_) => refuse(
             "a table is kept by another system, so it is declared as external",
             "CREATE EXTERNAL TABLE … STORED AS DATABASE LOCATION '…'; what the database itself runs belongs in migrations/",

@@ -81,7 +81,10 @@ pub struct Problem {
 enum Kind<'a> {
     /// `$${`
     Escape,
-    Variable { name: &'a str, default: Option<&'a str> },
+    Variable {
+        name: &'a str,
+        default: Option<&'a str>,
+    },
     File(&'a str),
     Malformed(&'static str),
 }
@@ -208,7 +211,9 @@ fn secret(reference: &Reference, value: &str) -> bool {
         Kind::Variable { name, default } => {
             let name = name.to_ascii_uppercase();
             *default != Some(value)
-                && (["PASSWORD", "PASSWD", "SECRET", "CREDENTIAL", "PRIVATE_KEY"].iter().any(|word| name.contains(word))
+                && (["PASSWORD", "PASSWD", "SECRET", "CREDENTIAL", "PRIVATE_KEY"]
+                    .iter()
+                    .any(|word| name.contains(word))
                     || ["TOKEN", "API_KEY", "ACCESS_KEY"].iter().any(|word| name.ends_with(word))
                     || redact(value) != value)
         }
@@ -265,7 +270,8 @@ fn fit(value: &str, context: Context, before: Option<char>, after: Option<char>)
         Context::Literal => Ok(value.replace('\'', "''")),
         Context::QuotedName | Context::Bare => {
             let plain = |c: char| c.is_ascii_alphanumeric() || "_.+-".contains(c);
-            let comment = value.contains("--") || value.ends_with('-') || (value.starts_with('-') && before == Some('-'));
+            let comment =
+                value.contains("--") || value.ends_with('-') || (value.starts_with('-') && before == Some('-'));
             if !value.chars().all(plain) || (context == Context::Bare && comment) {
                 let what = "outside of a '…' literal a value may only be a number or a name";
                 return Err((what.into(), quote()));

@@ -213,7 +213,11 @@ impl Check<'_> {
         let mut seen = BTreeSet::new();
         for (name, place) in &key {
             if !fields.iter().any(|field| field.name() == name) {
-                self.say(*place, format!("column '{name}' of the primary key is not declared"), near_column(name, fields));
+                self.say(
+                    *place,
+                    format!("column '{name}' of the primary key is not declared"),
+                    near_column(name, fields),
+                );
             } else if !seen.insert(name) {
                 self.say(*place, format!("column '{name}' is in the primary key twice"), "");
             }

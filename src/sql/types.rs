@@ -42,7 +42,9 @@ impl TypePlanner for MicrosecondTypes {
 
 fn microseconds(sql_type: &SqlType, precision: Option<u64>) -> Result<()> {
     match precision {
-        Some(digits) if digits > 6 => plan_err!("{sql_type} is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6)"),
+        Some(digits) if digits > 6 => {
+            plan_err!("{sql_type} is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6)")
+        }
         _ => Ok(()),
     }
 }
@@ -169,7 +171,10 @@ mod tests {
             ("DATE", "Date32"),
             ("BIGINT[]", "List(Int64)"),
             ("ARRAY<TIMESTAMP>", "List(Timestamp(µs))"),
-            ("STRUCT<a INT, b STRUCT<c TIMESTAMPTZ>>", "Struct(\"a\": Int32, \"b\": Struct(\"c\": Timestamp(µs, \"UTC\")))"),
+            (
+                "STRUCT<a INT, b STRUCT<c TIMESTAMPTZ>>",
+                "Struct(\"a\": Int32, \"b\": Struct(\"c\": Timestamp(µs, \"UTC\")))",
+            ),
         ] {
             assert_eq!(planned(sql).unwrap(), arrow, "{sql}");
         }
@@ -177,7 +182,9 @@ mod tests {
 
     #[test]
     fn types_that_cannot_be_kept_are_refused() {
-        for sql in ["TIMESTAMP(9)", "TIMESTAMPTZ(9)", "INTERVAL", "TIME", "INT[3]", "NONSENSE", "STRUCT<a TIMESTAMP(9)>"] {
+        for sql in
+            ["TIMESTAMP(9)", "TIMESTAMPTZ(9)", "INTERVAL", "TIME", "INT[3]", "NONSENSE", "STRUCT<a TIMESTAMP(9)>"]
+        {
             assert!(planned(sql).is_err(), "{sql}");
         }
     }

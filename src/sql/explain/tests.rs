@@ -20,11 +20,14 @@ async fn planned(sources: &[(&str, &str)]) -> String {
     context.sql("CREATE TABLE events (window_start TIMESTAMP, user_id BIGINT, name VARCHAR)").await.unwrap();
     let (statements, mut errors) = parse(&files);
     for statement in statements {
-        let (Kind::CreateView { statement: parsed, .. } | Kind::Insert { statement: parsed, .. }) = statement.kind else {
+        let (Kind::CreateView { statement: parsed, .. } | Kind::Insert { statement: parsed, .. }) = statement.kind
+        else {
             panic!()
         };
         let planned = match context.state().statement_to_plan(parsed).await {
-            Ok(plan) => context.execute_logical_plan(plan).await.and_then(|frame| frame.into_optimized_plan()).map(|_| ()),
+            Ok(plan) => {
+                context.execute_logical_plan(plan).await.and_then(|frame| frame.into_optimized_plan()).map(|_| ())
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = planned {
@@ -134,7 +137,8 @@ async fn an_error_is_in_the_file_that_it_came_from() {
 #[tokio::test]
 async fn casts_are_microseconds() {
     let context = context();
-    let frame = context.sql("SELECT CAST('2026-01-01' AS TIMESTAMP), TIMESTAMP '2026-01-02', '2026-01-03'::TIMESTAMPTZ").await;
+    let frame =
+        context.sql("SELECT CAST('2026-01-01' AS TIMESTAMP), TIMESTAMP '2026-01-02', '2026-01-03'::TIMESTAMPTZ").await;
     let types: Vec<_> = frame.unwrap().schema().fields().iter().map(|field| field.data_type().clone()).collect();
     let plain = DataType::Timestamp(TimeUnit::Microsecond, None);
     assert_eq!(types, [plain.clone(), plain, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))]);

@@ -38,7 +38,8 @@ fn defaults_are_in_the_registry() {
 #[test]
 fn a_flag_wins_over_the_environment_over_set_over_the_default() {
     let set = "SET poundlock.trigger = '4 seconds'";
-    let trigger = |source, flags: &[_], environment: &[_]| resolve_with(source, flags, environment).unwrap().trigger.as_secs();
+    let trigger =
+        |source, flags: &[_], environment: &[_]| resolve_with(source, flags, environment).unwrap().trigger.as_secs();
     assert_eq!(trigger(set, &[("trigger", "1s")], &[("POUNDLOCK_TRIGGER", "2s"), ("PROCESSING_TRIGGER", "3s")]), 1);
     assert_eq!(trigger(set, &[], &[("POUNDLOCK_TRIGGER", "2s"), ("PROCESSING_TRIGGER", "3s")]), 2);
     assert_eq!(trigger(set, &[], &[("PROCESSING_TRIGGER", "3 seconds")]), 3);
@@ -86,13 +87,29 @@ fn datafusion_keys_go_to_the_session() {
         configure(SessionConfig::new(), &files, &parse(&files).0).map(|config| config.batch_size())
     };
     assert_eq!(of("SET datafusion.execution.batch_size = 1000").unwrap(), 1000);
-    assert!(of("SET datafusion.execution.batchsize = 1").unwrap_err().to_string().contains("did you mean datafusion.execution.batch_size?"));
+    assert!(
+        of("SET datafusion.execution.batchsize = 1")
+            .unwrap_err()
+            .to_string()
+            .contains("did you mean datafusion.execution.batch_size?")
+    );
     assert!(of("SET datafusion.execution.batch_size = many").unwrap_err().to_string().contains("a.sql:1:1"));
-    for key in ["execution.target_partitions", "execution.time_zone", "sql_parser.dialect", "catalog.x", "runtime.memory_limit"] {
+    for key in [
+        "execution.target_partitions",
+        "execution.time_zone",
+        "sql_parser.dialect",
+        "catalog.x",
+        "runtime.memory_limit",
+    ] {
         let error = of(&format!("SET datafusion.{key} = 1")).unwrap_err();
         assert!(error.message().contains("the engine's own"), "{error}");
     }
-    assert!(resolve_with("SET x = 1", &[], &[]).unwrap_err().to_string().contains("hint: there are: datafusion.*, poundlock.name"));
+    assert!(
+        resolve_with("SET x = 1", &[], &[])
+            .unwrap_err()
+            .to_string()
+            .contains("hint: there are: datafusion.*, poundlock.name")
+    );
 }
 
 #[test]

@@ -26,7 +26,9 @@ fn statements_have_places_and_texts() {
     let places: Vec<_> = statements.iter().map(|s| (s.place.line, s.place.column, s.place.len)).collect();
     assert_eq!(places, [(2, 1, 34), (4, 1, 32), (4, 35, 16), (6, 2, 38)]);
     assert_eq!(statements[2].text, "CREATE VIEW v AS\nSELECT 1");
-    assert!(matches!(&statements[0].kind, Kind::Set { key, value } if key == "poundlock.trigger" && value == "1 second"));
+    assert!(
+        matches!(&statements[0].kind, Kind::Set { key, value } if key == "poundlock.trigger" && value == "1 second")
+    );
     assert!(matches!(&statements[1].kind, Kind::CreateSchema { name, if_not_exists: true } if name == "lake"));
     assert!(matches!(&statements[2].kind, Kind::CreateView { name, .. } if name.to_string() == "public.v"));
     assert!(matches!(&statements[3].kind, Kind::Insert { target, .. } if target.to_string() == "Db.t"));
@@ -99,7 +101,10 @@ fn every_other_statement_is_refused_with_a_hint() {
 #[test]
 fn all_errors_of_all_files_are_reported_at_once() {
     let files = files(&[
-        ("a.sql", "CREATE VIEW v AS SELEC 1;\nCREATE VIEW w AS SELECT 1 FROM;\nDROP TABLE x;\nCREATE VIEW ok AS SELECT 1"),
+        (
+            "a.sql",
+            "CREATE VIEW v AS SELEC 1;\nCREATE VIEW w AS SELECT 1 FROM;\nDROP TABLE x;\nCREATE VIEW ok AS SELECT 1",
+        ),
         ("b.sql", "SET a.b = '${NONE}';\nSELECT 'open"),
         ("c.sql", "SET a.b = '${NONE}';\nINSERT INTO t\n  SELECT a b c FROM v;"),
     ]);
@@ -144,7 +149,9 @@ fn all_errors_of_all_files_are_reported_at_once() {
 #[test]
 fn a_name_is_defined_once() {
     let table = "CREATE EXTERNAL TABLE t (a INT) STORED AS CSV LOCATION 'x'";
-    let shown = errors(&format!("{table};\nCREATE VIEW T AS SELECT 1; CREATE SCHEMA s; CREATE SCHEMA s; SET a.b = 1; SET A.b = 2"));
+    let shown = errors(&format!(
+        "{table};\nCREATE VIEW T AS SELECT 1; CREATE SCHEMA s; CREATE SCHEMA s; SET a.b = 1; SET A.b = 2"
+    ));
     assert!(shown.contains("table or view public.t is defined twice"), "{shown}");
     assert!(shown.contains("hint: the first one is at a.sql:1:1"), "{shown}");
     assert!(shown.contains("schema s is defined twice"), "{shown}");

@@ -136,7 +136,8 @@ fn a_kept_reference_after_a_dollar_is_refused() {
 
 #[test]
 fn secrets_are_known() {
-    let done = substitute("SELECT '${DB_PASSWORD}', '${URL}', '${file:/two}', '${A}', '${file:/run/secrets/db}'", &lookup);
+    let done =
+        substitute("SELECT '${DB_PASSWORD}', '${URL}', '${file:/two}', '${A}', '${file:/run/secrets/db}'", &lookup);
     let names: Vec<&str> = done.secrets.iter().map(|(_, name)| name.as_str()).collect();
     assert_eq!(names, ["${DB_PASSWORD}", "${URL}", "${file:/two}"]); // p'w is too short to look for
 }

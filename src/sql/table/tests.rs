@@ -37,7 +37,8 @@ fn a_table_is_defined() {
 
 #[test]
 fn partition_columns_may_be_named_or_declared() {
-    let declared = "CREATE EXTERNAL TABLE t (a INT) STORED AS PARQUET LOCATION 'x' PARTITIONED BY (\"Day\" DATE, hour INT)";
+    let declared =
+        "CREATE EXTERNAL TABLE t (a INT) STORED AS PARQUET LOCATION 'x' PARTITIONED BY (\"Day\" DATE, hour INT)";
     let table = define_first(declared).unwrap();
     assert_eq!(table.partition_columns, ["Day", "hour"]);
     assert_eq!(table.schema.fields().len(), 3);
@@ -54,7 +55,9 @@ fn an_empty_location_is_kept() {
 #[test]
 fn not_null_is_for_databases() {
     let of = |stored_as: &str| {
-        define_first(&format!("CREATE EXTERNAL TABLE t (a INT NOT NULL PRIMARY KEY) STORED AS {stored_as} LOCATION 'x'"))
+        define_first(&format!(
+            "CREATE EXTERNAL TABLE t (a INT NOT NULL PRIMARY KEY) STORED AS {stored_as} LOCATION 'x'"
+        ))
     };
     let table = of("DATABASE").unwrap();
     assert!(!table.schema.field(0).is_nullable());

@@ -94,7 +94,8 @@ fn a_folder_is_read_in_the_order_of_its_names() {
     fs::create_dir(dir.path().join("folder.sql")).unwrap();
     std::os::unix::fs::symlink(dir.path().join("10_b.sql"), dir.path().join("20_link.sql")).unwrap();
     let files = Files::read(dir.path(), &lookup).unwrap();
-    let names: Vec<_> = files.iter().map(|f| (f.name.rsplit('/').next().unwrap().to_string(), f.text.clone())).collect();
+    let names: Vec<_> =
+        files.iter().map(|f| (f.name.rsplit('/').next().unwrap().to_string(), f.text.clone())).collect();
     let expected = [("00_a.sql", "SELECT 1"), ("10_b.sql", "SELECT 2"), ("20_link.sql", "SELECT 2")];
     assert_eq!(names, expected.map(|(name, text)| (name.to_string(), text.to_string())));
 }

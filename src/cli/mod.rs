@@ -21,6 +21,8 @@ pub mod migrate;
 
 pub mod sql;
 
+pub mod load;
+
 pub mod flags;
 
 pub mod environment;
@@ -73,6 +75,8 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Run(args) => run::run(args).await?,
         Verb::Check(args) => check::run(args).await?,
         Verb::Sql(args) => shell::run(args).await?,
+        Verb::Generate(args) => generate::run(&args).await.map(|()| ExitCode::SUCCESS)?,
+        Verb::Migrate(args) => args.run(&mut output::Out::stdout()).await.map(|()| ExitCode::SUCCESS)?,
         Verb::Demo(args) => demo::run(args).await?,
     })
 }

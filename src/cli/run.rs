@@ -1,11 +1,26 @@
 //! `poundlock run`: the pipeline, until it is told to stop.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use indicatif::{HumanCount, ProgressBar};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
+use super::environment::environment;
 use super::flags::SettingFlags;
+use super::load::load;
+use crate::connector::database::migrate::migrate;
+use crate::format::time::write_timestamp;
+use crate::pipeline::turn::Observer;
+use crate::pipeline::{BatchSummary, End, Options, Pipeline};
+use crate::sql::Program;
 use crate::{Error, Result};
 
 /// Run the pipeline of a folder of .sql files
@@ -37,7 +52,126 @@ pub struct RunArgs {
 }
 
 /// # Errors
-/// See [`Error`].
-pub async fn run(_: RunArgs) -> Result<ExitCode> {
-    Err(Error::internal("run is not there yet"))
+/// What is wrong with the files, or what stopped the pipeline. Nothing is lost: a restart goes on.
+pub async fn run(args: RunArgs) -> Result<ExitCode> {
+    let program = load(&args.queries, &args.settings).await?;
+    program.settings.name()?;
+    if program.settings.migrate {
+        migrate_beside(&args.queries, &program).await?;
+    }
+    for warning in &program.warnings {
+        tracing::warn!("{warning}");
+    }
+    for table in &program.off {
+        tracing::info!(table, "is off: its address is empty");
+    }
+    let stop = CancellationToken::new();
+    watch_signals(stop.clone())?;
+    let end = match (args.once, args.until_caught_up) {
+        (true, _) => End::Once,
+        (_, true) => End::CaughtUp,
+        _ => End::Never,
+    };
+    if args.close_windows && end == End::Never {
+        return Err(Error::user("--close-windows ends a bounded run").hint("add --until-caught-up or --once"));
+    }
+    let options = Options { end, close_windows: args.close_windows };
+    let observer = observer();
+    let mut pipeline = Pipeline::open(program, args.reset_state, &environment).await?;
+    pipeline.run(options, &stop, &observer).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The project's `migrations/` lies beside its `queries/`.
+async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
+    let folder = queries.canonicalize().ok().and_then(|path| path.parent().map(|parent| parent.join("migrations")));
+    let Some(folder) = folder.filter(|folder| folder.is_dir()) else { return Ok(()) };
+    let written: BTreeSet<String> = program
+        .written()
+        .iter()
+        .filter(|table| table.stored_as == "DATABASE" && table.location.starts_with("postgres"))
+        .map(|table| table.location.clone())
+        .collect();
+    for location in written {
+        for applied in migrate(&location, &folder).await? {
+            tracing::info!(migration = applied, "applied");
+        }
+    }
+    Ok(())
+}
+
+/// The first Ctrl-C or SIGTERM lets the batch in hand finish, the second ends the process.
+pub fn watch_signals(stop: CancellationToken) -> Result<()> {
+    let failed = |e| Error::external("could not listen for signals").cause(e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::spawn(async move {
+        let mut signals = 0;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            signals += 1;
+            if signals > 1 {
+                tracing::warn!("stopped at once; the next start goes on with the batch in hand");
+                std::process::exit(130);
+            }
+            tracing::info!("finishing the batch in hand; once more to stop at once");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// One line in the log for each batch, and a status line where stderr is a terminal.
+pub fn observer() -> Observer {
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    });
+    let (total, began) = (AtomicU64::new(0), Instant::now());
+    Arc::new(move |batch: &BatchSummary| {
+        let total = total.fetch_add(batch.rows, Ordering::Relaxed) + batch.rows;
+        let line = || {
+            tracing::info!(
+                batch = batch.number,
+                rows = batch.rows,
+                invalid = batch.dead_letters,
+                late = batch.late,
+                wait_ms = millis(batch.wait),
+                run_ms = millis(batch.run),
+                write_ms = millis(batch.write),
+                commit_ms = millis(batch.commit),
+                lag = batch.lag,
+                watermark = batch.watermark.map(instant),
+                "committed"
+            );
+        };
+        match &bar {
+            Some(bar) => {
+                bar.suspend(line);
+                let rate = total as f64 / began.elapsed().as_secs_f64().max(0.001);
+                bar.set_message(format!(
+                    "batch {}  {} rows  {}/s  lag {}",
+                    batch.number,
+                    HumanCount(total),
+                    HumanCount(rate as u64),
+                    HumanCount(batch.lag)
+                ));
+            }
+            None => line(),
+        }
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn instant(micros: i64) -> String {
+    let mut text = Vec::new();
+    write_timestamp(micros, 1_000_000, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }

@@ -7,8 +7,7 @@ use uuid::Uuid;
 
 use super::database::{self, DatabaseTable, OnConflict};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
-use super::parquet::reader::Visible;
-use super::parquet::{self, ParquetSink};
+use super::parquet::{self, ParquetSink, Visible};
 use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
 use crate::{Error, Result};
 
@@ -78,7 +77,7 @@ pub async fn bounded(
                 Some((pipeline, last)) => Visible::Committed { pipeline, last },
                 None => Visible::All,
             };
-            parquet::reader::provider(table, visible, session).await
+            parquet::provider(table, visible, session).await
         }
         _ => file::provider(table, session).await,
     }

@@ -67,7 +67,13 @@ impl Sinks {
         inserts: usize,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
-            let newest = with_retries(sink.as_mut(), "open", async |sink| sink.open(identity).await).await?;
+            let mut backoff = Backoff::new();
+            let newest = loop {
+                match sink.open(identity).await {
+                    Ok(newest) => break newest,
+                    Err(error) => backoff.after(error, sink.name(), "open the sink").await?,
+                }
+            };
             Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
@@ -83,7 +89,7 @@ impl Sinks {
     pub async fn holding(&mut self, batch: u64) -> Result<Vec<String>> {
         let mut holding = Vec::new();
         for open in &mut self.sinks {
-            if with_retries(open.sink.as_mut(), "ask", async |sink| sink.holds(batch).await).await? {
+            if open.sink.holds(batch).await? {
                 holding.push(open.sink.name().to_string());
             }
         }
@@ -184,7 +190,13 @@ async fn write_one(
     request: WriteRequest,
     checkpoint: &Checkpoint,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut report = with_retries(open.sink.as_mut(), "write", async |sink| sink.write(&request).await).await?;
+    let mut backoff = Backoff::new();
+    let mut report = loop {
+        match open.sink.write(&request).await {
+            Ok(report) => break report,
+            Err(error) => backoff.after(error, open.sink.name(), "write").await?,
+        }
+    };
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
         if report.already {
@@ -196,27 +208,32 @@ async fn write_one(
     Ok((report, request))
 }
 
-/// Tries again after passing trouble, with growing pauses.
-async fn with_retries<T>(
-    sink: &mut dyn Sink,
-    what: &str,
-    mut attempt: impl AsyncFnMut(&mut dyn Sink) -> Result<T>,
-) -> Result<T> {
-    let mut pause = BACKOFF_FIRST;
-    for number in 1..=ATTEMPTS_MAX {
-        match attempt(&mut *sink).await {
-            Ok(done) => return Ok(done),
-            Err(error) if error.is_retryable() && number < ATTEMPTS_MAX => {
-                let name = sink.name();
-                let line = error.line();
-                tracing::warn!(sink = name, attempt = number, "could not {what}, trying again in {pause:?}: {line}");
-                tokio::time::sleep(jittered(pause, number)).await;
-                pause = (pause * 2).min(BACKOFF_MAX);
-            }
-            Err(error) => return Err(error),
-        }
+/// Growing pauses between attempts, up to a limit.
+struct Backoff {
+    attempt: u32,
+    pause: Duration,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { attempt: 1, pause: BACKOFF_FIRST }
     }
-    Err(Error::internal("a retry without an attempt"))
+
+    /// Waits after an error that may pass.
+    ///
+    /// # Errors
+    /// The error itself, if it will not pass or has come too often.
+    async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
+        if !error.is_retryable() || self.attempt >= ATTEMPTS_MAX {
+            return Err(error);
+        }
+        let (pause, line) = (self.pause, error.line());
+        tracing::warn!(sink, attempt = self.attempt, "could not {what}, trying again in {pause:?}: {line}");
+        tokio::time::sleep(jittered(pause, self.attempt)).await;
+        self.attempt += 1;
+        self.pause = (pause * 2).min(BACKOFF_MAX);
+        Ok(())
+    }
 }
 
 /// Up to a quarter longer, so that several processes do not come back at once.

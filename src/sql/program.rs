@@ -202,8 +202,7 @@ impl<'a> Planner<'a> {
     }
 
     fn explain(&self, error: &DataFusionError, place: &Place) -> Error {
-        let names: Vec<String> = self.tables.keys().cloned().collect();
-        let errors = explain(self.files, error, place, &names);
+        let errors = explain(self.files, error, place, Some(&self.context.state()));
         Error::all(errors).unwrap_or_else(|| Error::internal("a statement failed").cause(error))
     }
 

@@ -259,8 +259,9 @@ async fn a_process_that_slept_in_a_transaction_is_ended() {
     let row = |n| request(n, vec![insert(0, &tables[0], vec![ints(&[Some(n as i64)]), texts(&[None])])]);
     // The old process is stopped while its transaction waits for a lock, holding the epoch row.
     client.batch_execute("BEGIN; LOCK TABLE plain IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let waiting = row(1);
     let sleeper = tokio::spawn(async move {
-        let outcome = old.write(&row(1)).await;
+        let outcome = old.write(&waiting).await;
         (old, outcome)
     });
     let watcher = connect(&Address::parse(&url).unwrap(), MINUTE, MINUTE).await.unwrap();
@@ -273,7 +274,6 @@ async fn a_process_that_slept_in_a_transaction_is_ended() {
     client.batch_execute("COMMIT").await.unwrap();
     let (mut old, outcome) = sleeper.await.unwrap();
     assert!(outcome.unwrap_err().is_retryable());
-    let row = |n| request(n, vec![insert(0, &tables[0], vec![ints(&[Some(n as i64)]), texts(&[None])])]);
     let error = old.write(&row(1)).await.unwrap_err();
     assert!(error.message().contains("fenced by epoch 2"), "{error}");
     assert_eq!(text(&client, "SELECT count(*) FROM plain").await, "0");

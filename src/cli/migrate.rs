@@ -39,3 +39,19 @@ impl MigrateArgs {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sqlite_has_nothing_to_migrate() {
+        let args = MigrateArgs { database_url: "sqlite:x.db".into(), dir: "nowhere".into() };
+        let mut out = vec![];
+        args.run(&mut out).await.unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("made from their declarations"));
+        let args = MigrateArgs { database_url: "mysql://me:s3cret@h/d".into(), dir: "nowhere".into() };
+        let error = args.run(&mut vec![]).await.unwrap_err().to_string();
+        assert!(error.contains("not the address of a database") && !error.contains("s3cret"), "{error}");
+    }
+}

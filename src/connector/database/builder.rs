@@ -24,7 +24,12 @@ pub(super) enum Builder {
     /// µs since 1970.
     Timestamp(Int64Builder),
     Date(Date32Builder),
-    List { field: FieldRef, offsets: Vec<i32>, valid: NullBufferBuilder, items: Box<Builder> },
+    List {
+        field: FieldRef,
+        offsets: Vec<i32>,
+        valid: NullBufferBuilder,
+        items: Box<Builder>,
+    },
 }
 
 impl Builder {

@@ -44,7 +44,9 @@ impl Column {
             DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => cast(array, &DataType::Int64)?,
             DataType::Float32 => cast(array, &DataType::Float64)?,
             DataType::Utf8 | DataType::LargeUtf8 => cast(array, &DataType::Utf8View)?,
-            DataType::Binary | DataType::LargeBinary | DataType::FixedSizeBinary(_) => cast(array, &DataType::BinaryView)?,
+            DataType::Binary | DataType::LargeBinary | DataType::FixedSizeBinary(_) => {
+                cast(array, &DataType::BinaryView)?
+            }
             DataType::LargeList(item) => cast(array, &DataType::List(item.clone()))?,
             _ => array.clone(),
         };
@@ -92,7 +94,9 @@ pub(super) fn supported(data_type: &DataType) -> bool {
         Decimal128(_, scale) => *scale >= 0,
         Timestamp(TimeUnit::Microsecond, _) => true,
         Dictionary(_, value) => !matches!(value.as_ref(), Dictionary(..)) && supported(value),
-        List(item) | LargeList(item) => !matches!(item.data_type(), List(_) | LargeList(_)) && supported(item.data_type()),
+        List(item) | LargeList(item) => {
+            !matches!(item.data_type(), List(_) | LargeList(_)) && supported(item.data_type())
+        }
         _ => false,
     }
 }

@@ -32,7 +32,12 @@ pub(super) fn wave_name(wave: Wave) -> &'static str {
 pub(super) fn hashes(request: &WriteRequest) -> Vec<InsertHash> {
     let inserts = request.inserts.iter();
     inserts
-        .map(|i| InsertHash { insert: i.insert, table: i.table.name.clone(), rows: i.row_count(), hash: i.hash.clone() })
+        .map(|i| InsertHash {
+            insert: i.insert,
+            table: i.table.name.clone(),
+            rows: i.row_count(),
+            hash: i.hash.clone(),
+        })
         .collect()
 }
 
@@ -49,14 +54,17 @@ pub(super) fn json<T: Serialize>(what: &str, value: &T) -> Result<String> {
 /// # Errors
 /// The stored hashes are of other rows: what was replayed is not what was written (internal).
 pub(super) fn stored_report(request: &WriteRequest, hashes_json: &str, report_json: &str) -> Result<WriteReport> {
-    let unreadable = |e| Error::internal(format!("could not read the stored record of batch {}", request.batch)).cause(e);
+    let unreadable =
+        |e| Error::internal(format!("could not read the stored record of batch {}", request.batch)).cause(e);
     let stored: Vec<InsertHash> = serde_json::from_str(hashes_json).map_err(unreadable)?;
     let asked = hashes(request);
     if stored != asked {
-        let different = asked.iter().find(|a| !stored.contains(a)).or_else(|| stored.iter().find(|s| !asked.contains(s)));
+        let different =
+            asked.iter().find(|a| !stored.contains(a)).or_else(|| stored.iter().find(|s| !asked.contains(s)));
         let which = different.map_or(String::new(), |d| format!(" in table {} (insert {})", d.table, d.insert));
         let message = format!("replay differs: batch {} is in the database with other rows{which}", request.batch);
-        let hint = "a query gave other rows for the same offsets, or two locations name one database; nothing was written";
+        let hint =
+            "a query gave other rows for the same offsets, or two locations name one database; nothing was written";
         return Err(Error::internal(message).hint(hint));
     }
     let report: WriteReport = serde_json::from_str(report_json).map_err(unreadable)?;

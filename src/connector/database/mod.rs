@@ -136,7 +136,8 @@ fn place(definition: &TableDefinition) -> Result<Place> {
             return Ok(Place::Sqlite(path.into()));
         }
     }
-    let message = format!("location {:?} of table {} is not the address of a database", redact(location), definition.name);
+    let message =
+        format!("location {:?} of table {} is not the address of a database", redact(location), definition.name);
     let hint = "write 'postgres://user:password@host:5432/database' or 'sqlite:path/to/file.db'";
     Err(Error::user(message).at(definition.place.clone()).hint(hint))
 }

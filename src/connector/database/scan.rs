@@ -163,7 +163,9 @@ impl ExecutionPlan for DatabaseScan {
                 let address = address.clone();
                 builder.spawn(async move {
                     // The receiver is gone when the query has enough.
-                    let read = postgres::read(&table, &address, &query, |batch| async { batches.send(Ok(batch)).await.is_ok() });
+                    let read = postgres::read(&table, &address, &query, |batch| async {
+                        batches.send(Ok(batch)).await.is_ok()
+                    });
                     read.await.map_err(|e| DataFusionError::External(Box::new(e)))
                 });
             }

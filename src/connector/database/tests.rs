@@ -39,12 +39,23 @@ pub(super) fn identity(epoch: u64) -> Identity {
 pub(super) fn insert(number: usize, table: &Arc<TableDefinition>, columns: Vec<ArrayRef>) -> InsertRows {
     let batch = RecordBatch::try_new(table.schema.clone(), columns).unwrap();
     let hash = format!("{batch:?}");
-    InsertRows { insert: number, table: table.clone(), rows: vec![batch], hash: blake3::hash(hash.as_bytes()).to_string() }
+    InsertRows {
+        insert: number,
+        table: table.clone(),
+        rows: vec![batch],
+        hash: blake3::hash(hash.as_bytes()).to_string(),
+    }
 }
 
 pub(super) fn request(batch: u64, inserts: Vec<InsertRows>) -> WriteRequest {
     let ranges = [(0, crate::connector::OffsetRange { from: 10, to: 20 })].into();
-    WriteRequest { batch, wave: Wave::Rows, planned_at: 1_700_000_000_000_000, offsets: [("kafka.events".into(), ranges)].into(), inserts }
+    WriteRequest {
+        batch,
+        wave: Wave::Rows,
+        planned_at: 1_700_000_000_000_000,
+        offsets: [("kafka.events".into(), ranges)].into(),
+        inserts,
+    }
 }
 
 pub(super) fn ints(values: &[Option<i64>]) -> ArrayRef {
@@ -99,7 +110,8 @@ pub(super) async fn contract(location: &str) {
         let ids = ints(&[Some(1), Some(2), Some(1)]);
         vec![ids, texts(&[Some("a"), None, Some("c")])]
     };
-    let batch = |n| request(n, vec![insert(0, plain, values()), insert(1, update, values()), insert(2, nothing, values())]);
+    let batch =
+        |n| request(n, vec![insert(0, plain, values()), insert(1, update, values()), insert(2, nothing, values())]);
     let report = first.write(&batch(1)).await.unwrap();
     assert_eq!(report.inserts, [(0, account(3, 0, 0)), (1, account(2, 1, 0)), (2, account(2, 1, 0))].into());
     assert!(!report.already && report.refusals.is_empty());
@@ -116,7 +128,8 @@ pub(super) async fn contract(location: &str) {
     assert!(error.message().contains("replay differs") && error.fault() == crate::Fault::Internal, "{error}");
     // The next batch meets keys of the first.
     let values = || vec![ints(&[Some(2), Some(3)]), texts(&[Some("b"), Some("d")])];
-    let report = first.write(&request(2, vec![insert(1, update, values()), insert(2, nothing, values())])).await.unwrap();
+    let report =
+        first.write(&request(2, vec![insert(1, update, values()), insert(2, nothing, values())])).await.unwrap();
     assert_eq!(report.inserts, [(1, account(2, 0, 0)), (2, account(1, 1, 0))].into());
     assert_eq!(rows(update).await, [(1, Some("c".into())), (2, Some("b".into())), (3, Some("d".into()))]);
     assert_eq!(rows(nothing).await, [(1, Some("a".into())), (2, None), (3, Some("d".into()))]);
@@ -188,7 +201,8 @@ async fn sqlite_refuses_a_row_and_keeps_the_others() {
     sink.open(&identity(1)).await.unwrap();
     let nan: ArrayRef = Arc::new(arrow::array::Float64Array::from(vec![1.0, f64::NAN]));
     let values = vec![ints(&[Some(1), None, Some(3)]), texts(&[Some("a"), Some("b"), Some("c")])];
-    let report = sink.write(&request(1, vec![insert(0, &table, values), insert(1, &doubles, vec![nan])])).await.unwrap();
+    let report =
+        sink.write(&request(1, vec![insert(0, &table, values), insert(1, &doubles, vec![nan])])).await.unwrap();
     assert_eq!(report.inserts, [(0, account(2, 0, 1)), (1, account(1, 0, 1))].into());
     assert_eq!(report.refusals.iter().map(|r| (r.insert, r.row)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
     assert!(report.refusals[0].error.contains("NOT NULL"), "{}", report.refusals[0].error);
@@ -224,7 +238,11 @@ async fn sqlite_values_come_back_as_they_went() {
         Arc::new(arrow::array::BooleanArray::from(vec![Some(true), None])),
         Arc::new(arrow::array::Int32Array::from(vec![Some(i32::MIN), None])),
         Arc::new(arrow::array::Float32Array::from(vec![Some(1.5), None])),
-        Arc::new(arrow::array::Decimal128Array::from(vec![Some(-i128::from(u64::MAX)), None]).with_precision_and_scale(38, 4).unwrap()),
+        Arc::new(
+            arrow::array::Decimal128Array::from(vec![Some(-i128::from(u64::MAX)), None])
+                .with_precision_and_scale(38, 4)
+                .unwrap(),
+        ),
         Arc::new(TimestampMicrosecondArray::from(micros.clone())),
         Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC")),
         Arc::new(arrow::array::Date32Array::from(vec![Some(-1), None])),
@@ -241,7 +259,9 @@ async fn sqlite_values_come_back_as_they_went() {
     assert_eq!(read, written.rows);
     assert!(select(&table, "SELECT count(*) AS n FROM t WHERE i < 5").await.contains("| 1 |"));
     let stored = rusqlite::Connection::open(location.strip_prefix("sqlite:").unwrap()).unwrap();
-    let text: String = stored.query_row("SELECT d || ' ' || t || ' ' || z || ' ' || day || list FROM all_types LIMIT 1", [], |r| r.get(0)).unwrap();
+    let text: String = stored
+        .query_row("SELECT d || ' ' || t || ' ' || z || ' ' || day || list FROM all_types LIMIT 1", [], |r| r.get(0))
+        .unwrap();
     let time = "1969-12-31 23:59:59.999999";
     assert_eq!(text, format!("-1844674407370955.1615 {time} {time}+00:00 1969-12-31[1,null]"));
 }
@@ -286,7 +306,9 @@ fn locations_and_options_are_checked_before_anything_is_opened() {
 fn one_sink_for_each_database() {
     let table = |name: &str, location: &str| Arc::new(definition(name, location, ID_V, &[]));
     let a = "postgres://me:pw@one/db";
-    let sinks_of = |tables: &[Arc<TableDefinition>]| sinks(tables).map(|s| s.iter().map(|s| s.name().to_string()).collect::<Vec<_>>());
+    let sinks_of = |tables: &[Arc<TableDefinition>]| {
+        sinks(tables).map(|s| s.iter().map(|s| s.name().to_string()).collect::<Vec<_>>())
+    };
     let names = sinks_of(&[table("x", a), table("y", a), table("z", "postgres://me:pw@two:6000/db")]).unwrap();
     assert_eq!(names, ["postgres-one-5432-db", "postgres-two-6000-db"]);
     // Two records of one batch in one database would hide each other.

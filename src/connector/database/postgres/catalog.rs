@@ -121,9 +121,9 @@ pub(super) async fn describe(client: &Client, table: &DatabaseTable, writing: bo
         if !found {
             let message = format!("table {} has no unique index on the declared PRIMARY KEY", table.target_name());
             let key = definition.primary_key.join(", ");
-            return Err(Error::user(message)
-                .at(definition.place.clone())
-                .hint(format!("add a PRIMARY KEY or UNIQUE constraint on ({key}) to it, not deferrable and not partial")));
+            return Err(Error::user(message).at(definition.place.clone()).hint(format!(
+                "add a PRIMARY KEY or UNIQUE constraint on ({key}) to it, not deferrable and not partial"
+            )));
         }
     }
     Ok(Described { name: format!("{}.{}", quoted(&schema), quoted(&name)), targets, nulls_equal })

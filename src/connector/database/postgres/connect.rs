@@ -123,7 +123,8 @@ impl Address {
 fn percent_decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (vec![], text.as_bytes());
     while let [first, tail @ ..] = rest {
-        let code = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let code =
+            tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
         match code {
             Some(code) if *first == b'%' => (bytes.push(code), rest = &tail[2..]).1,
             _ => (bytes.push(*first), rest = tail).1,
@@ -195,9 +196,8 @@ fn roots(file: Option<&PathBuf>) -> Result<RootCertStore> {
         }
         return Ok(store);
     };
-    let unreadable = |e: &dyn fmt::Display| {
-        Error::user(format!("could not read the root certificate {}", file.display())).cause(e)
-    };
+    let unreadable =
+        |e: &dyn fmt::Display| Error::user(format!("could not read the root certificate {}", file.display())).cause(e);
     for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unreadable(&e))? {
         let certificate = certificate.map_err(|e| unreadable(&e))?;
         store.add(certificate).map_err(|e| unreadable(&e))?;

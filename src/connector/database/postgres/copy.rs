@@ -96,13 +96,19 @@ fn put_value(out: &mut BytesMut, column: &Column, kind: Kind, row: usize) -> Res
             let since_2000 = v[row].checked_sub(EPOCH_MICROS).filter(|t| TIMESTAMPS.contains(t));
             put8(out, since_2000.ok_or("timestamp out of range")?.to_be_bytes());
         }
-        (Values::Int(v), Kind::Int4) => put4(out, i32::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes()),
-        (Values::Int(v), Kind::Int2) => put2(out, i16::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes()),
+        (Values::Int(v), Kind::Int4) => {
+            put4(out, i32::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes())
+        }
+        (Values::Int(v), Kind::Int2) => {
+            put2(out, i16::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes())
+        }
         (Values::Int(v), Kind::Numeric(end)) => return put_numeric(out, i128::from(v[row]), 0, end),
-        (Values::UInt(v), Kind::Int8) => put8(out, i64::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes()),
+        (Values::UInt(v), Kind::Int8) => {
+            put8(out, i64::try_from(v[row]).map_err(|_| out_of_range(v[row]))?.to_be_bytes())
+        }
         (Values::UInt(v), Kind::Numeric(end)) => return put_numeric(out, i128::from(v[row]), 0, end),
         (Values::Float(v), Kind::Float8) => put8(out, v[row].to_be_bytes()),
-        (Values::Float(v), Kind::Float4) => put4(out, (v[row] as f32).to_be_bytes()), // it was one before it was widened
+        (Values::Float(v), Kind::Float4) => put4(out, (v[row] as f32).to_be_bytes()), // as it was before
         (Values::Bool(v), Kind::Bool) => out.extend_from_slice(&[0, 0, 0, 1, u8::from(v.value(row))]),
         (Values::Decimal(v, scale), Kind::Numeric(end)) => return put_numeric(out, v[row], *scale, end),
         (Values::Date(v), Kind::Date) => {

@@ -29,7 +29,10 @@ pub(super) fn class(error: &tokio_postgres::Error) -> Class {
         let user = ["TLS handshake", "invalid configuration", "invalid connection string", "authentication error"];
         return match () {
             () if user.iter().any(|u| text.contains(u)) => Class::User,
-            () if ["serializing", "deserializing", "parameters", "unexpected message"].iter().any(|o| text.contains(o)) => {
+            () if ["serializing", "deserializing", "parameters", "unexpected message"]
+                .iter()
+                .any(|o| text.contains(o)) =>
+            {
                 Class::Ours
             }
             () => Class::Passing,

@@ -14,10 +14,10 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::error::{failure, is_unique_violation};
-use crate::connector::{Identity, WriteReport, WriteRequest};
 use crate::connector::database::ledger::{
     BATCHES_KEPT, RETENTION_EVERY, fenced, hashes, json, offsets_json, stored_report, wave_name,
 };
+use crate::connector::{Identity, WriteReport, WriteRequest};
 use crate::{Error, Result};
 
 /// How long a takeover waits for a transaction of a lower epoch whose backend it may not end.
@@ -65,7 +65,8 @@ pub(super) async fn ensure(client: &Client) -> Result<()> {
 /// Takes the pipeline over for our epoch (`raise`), or makes sure after a reconnect that it is still ours.
 ///
 /// # Errors
-/// A higher epoch is there: we are fenced (external). A transaction of a lower epoch does not end (external, retryable).
+/// A higher epoch is there: we are fenced (external). A transaction of a lower epoch does not end (external,
+/// retryable).
 pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> Result<()> {
     let failed = |e: tokio_postgres::Error| failure(&e, "could not take the pipeline over in the database");
     let epoch = signed(identity.epoch, "the epoch")?;
@@ -73,7 +74,7 @@ pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> R
         const OTHER: &str = "SELECT uuid FROM poundlock.pipelines WHERE name = $1 AND uuid <> $2 LIMIT 1";
         if let Some(other) = client.query_opt(OTHER, &[&identity.name, &identity.uuid]).await.map_err(failed)? {
             let other: Uuid = other.get(0);
-            tracing::warn!(name = %identity.name, ours = %identity.uuid, %other, "another checkpoint wrote here under this name");
+            tracing::warn!(name = %identity.name, ours = %identity.uuid, %other, "another checkpoint wrote here by this name");
         }
         const ADD: &str =
             "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3) ON CONFLICT (uuid) DO NOTHING";
@@ -94,7 +95,8 @@ pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> R
             Ok(Some(theirs)) if raise || theirs == epoch => return Ok(()),
             // No row, or a lower epoch than the one we wrote there.
             Ok(_) => {
-                let message = format!("the database does not know pipeline {} ({}) any more", identity.name, identity.uuid);
+                let message =
+                    format!("the database does not know pipeline {} ({}) any more", identity.name, identity.uuid);
                 return Err(Error::external(message).hint("was another database put in its place while this one ran?"));
             }
         }
@@ -103,7 +105,8 @@ pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> R
 
 /// Ends the connections that are registered for our epoch or lower ones: whoever they belong to must write no more.
 async fn end_backends(client: &Client, identity: &Identity, epoch: i64) -> Result<()> {
-    // backend_start is hidden from a role that may not see the other's sessions: then there is no match, and the lock decides.
+    // backend_start is hidden from a role that may not see the other's sessions: then nothing matches, and the lock
+    // decides.
     const END: &str = "SELECT a.pid, pg_terminate_backend(a.pid) FROM poundlock.writers w
                        JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
                        WHERE w.uuid = $1 AND w.epoch <= $2 AND a.pid <> pg_backend_pid()";
@@ -140,7 +143,8 @@ async fn register(client: &Client, identity: &Identity, epoch: i64, raise: bool)
         let found: Option<i64> = client.query_opt(LOCK, &[&identity.uuid]).await?.map(|row| row.get(0));
         let Some(theirs) = found.filter(|theirs| *theirs <= epoch) else { return Ok(found) };
         if raise && theirs < epoch {
-            const RAISE: &str = "UPDATE poundlock.pipelines SET epoch = $2, name = $3, updated_at = now() WHERE uuid = $1";
+            const RAISE: &str =
+                "UPDATE poundlock.pipelines SET epoch = $2, name = $3, updated_at = now() WHERE uuid = $1";
             client.execute(RAISE, &[&identity.uuid, &epoch, &identity.name]).await?;
         }
         const WRITER: &str = "
@@ -227,7 +231,7 @@ impl Ledger {
             // A connection that we lost has committed it meanwhile: the next try finds it.
             if is_unique_violation(&e) { Error::external("the batch was written meanwhile").retryable() } else { error }
         })?;
-        if self.may_delete && request.batch % RETENTION_EVERY == 0 && request.batch > BATCHES_KEPT {
+        if self.may_delete && request.batch.is_multiple_of(RETENTION_EVERY) && request.batch > BATCHES_KEPT {
             const DELETE: &str = "DELETE FROM poundlock.batches WHERE uuid = $1 AND batch <= $2";
             let oldest = batch - BATCHES_KEPT as i64;
             let deleted = client.execute(DELETE, &[&who.uuid, &oldest]).await;

@@ -42,7 +42,10 @@ pub async fn read<F: Future<Output = bool>>(
     let mut builders = vec![];
     for field in fields {
         let builder = Builder::new(field.data_type());
-        builders.push(builder.ok_or_else(|| Error::user(format!("column \"{}\" has a type that no database has", field.name())))?);
+        builders.push(
+            builder
+                .ok_or_else(|| Error::user(format!("column \"{}\" has a type that no database has", field.name())))?,
+        );
     }
     let mut count = 0;
     loop {
@@ -54,7 +57,9 @@ pub async fn read<F: Future<Output = bool>>(
                     Some(Raw(bytes)) => put(builder, bytes),
                     None => (builder.null(), Ok(())).1,
                 };
-                put.map_err(|why| Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name())))?;
+                put.map_err(|why| {
+                    Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name()))
+                })?;
             }
             count += 1;
         }
@@ -62,7 +67,8 @@ pub async fn read<F: Future<Output = bool>>(
             let arrays = builders.iter_mut().zip(fields.iter()).map(|(b, f)| b.finish(f.data_type()));
             let arrays = arrays.collect::<std::result::Result<Vec<_>, _>>();
             let options = RecordBatchOptions::new().with_row_count(Some(count));
-            let batch = arrays.and_then(|arrays| RecordBatch::try_new_with_options(query.schema.clone(), arrays, &options));
+            let batch =
+                arrays.and_then(|arrays| RecordBatch::try_new_with_options(query.schema.clone(), arrays, &options));
             let batch = batch.map_err(|e| Error::user(doing.clone()).cause(e))?;
             count = 0;
             if !give(batch).await {

@@ -39,14 +39,20 @@ fn sink(tables: &[&Arc<TableDefinition>]) -> Box<dyn Sink> {
 }
 
 async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(&format!("SELECT ({sql})::text"), &[]).await.unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+    client
+        .query_one(&format!("SELECT ({sql})::text"), &[])
+        .await
+        .unwrap()
+        .get::<_, Option<String>>(0)
+        .unwrap_or_default()
 }
 
 async fn open_error(table: TableDefinition) -> Error {
     sink(&[&Arc::new(table)]).open(&identity(1)).await.unwrap_err()
 }
 
-const CONTRACT_TABLES: &str = "CREATE TABLE plain (id bigint, v text); CREATE TABLE updated (id bigint PRIMARY KEY, v text);
+const CONTRACT_TABLES: &str =
+    "CREATE TABLE plain (id bigint, v text); CREATE TABLE updated (id bigint PRIMARY KEY, v text);
                                CREATE TABLE kept (id int UNIQUE, v varchar(10));";
 
 #[tokio::test]
@@ -179,8 +185,28 @@ async fn refused_rows_are_found_and_all_others_written() {
     let mut sink = sink(&[&checked, &upserted, &small]);
     sink.open(&identity(1)).await.unwrap();
     // 1,000 rows: a JSON that is none, one that the CHECK refuses, a key twice, one out of range.
-    let ids: Vec<Option<i64>> = (0..1000).map(|i| Some(if i == 500 { 499 } else if i == 900 { 1 << 40 } else { i })).collect();
-    let values: Vec<Option<&str>> = (0..1000).map(|i| Some(if i == 3 { "{" } else if i == 77 { "13" } else { "1" })).collect();
+    let ids: Vec<Option<i64>> = (0..1000)
+        .map(|i| {
+            Some(if i == 500 {
+                499
+            } else if i == 900 {
+                1 << 40
+            } else {
+                i
+            })
+        })
+        .collect();
+    let values: Vec<Option<&str>> = (0..1000)
+        .map(|i| {
+            Some(if i == 3 {
+                "{"
+            } else if i == 77 {
+                "13"
+            } else {
+                "1"
+            })
+        })
+        .collect();
     let first = insert(0, &checked, vec![ints(&ids), texts(&values)]);
     let nulls: Vec<Option<&str>> = (0..1000).map(|i| (i % 100 != 0).then_some("v")).collect();
     let second = insert(1, &upserted, vec![ints(&ids), texts(&nulls)]);
@@ -241,7 +267,10 @@ async fn collisions_are_settled_by_the_key_alone() {
     updated.open(&identity(2)).await.unwrap();
     let report = updated.write(&request(3, vec![insert(0, &update, values())])).await.unwrap();
     assert_eq!(report.inserts[&0], account(4, 1, 0));
-    assert_eq!(text(&client, "SELECT string_agg(name, ' ' ORDER BY id) FROM events WHERE v IS NOT NULL").await, "n1 n3 n9");
+    assert_eq!(
+        text(&client, "SELECT string_agg(name, ' ' ORDER BY id) FROM events WHERE v IS NOT NULL").await,
+        "n1 n3 n9"
+    );
     // Two INSERTs of one batch into one table: the second sees the first.
     let one = |number, name| insert(number, &update, vec![ints(&[Some(1)]), texts(&[Some("a")]), texts(&[Some(name)])]);
     updated.write(&request(4, vec![one(0, "x1"), one(1, "x2")])).await.unwrap();
@@ -259,8 +288,9 @@ async fn a_process_that_slept_in_a_transaction_is_ended() {
     let row = |n| request(n, vec![insert(0, &tables[0], vec![ints(&[Some(n as i64)]), texts(&[None])])]);
     // The old process is stopped while its transaction waits for a lock, holding the epoch row.
     client.batch_execute("BEGIN; LOCK TABLE plain IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let waiting = row(1);
     let sleeper = tokio::spawn(async move {
-        let outcome = old.write(&row(1)).await;
+        let outcome = old.write(&waiting).await;
         (old, outcome)
     });
     let watcher = connect(&Address::parse(&url).unwrap(), MINUTE, MINUTE).await.unwrap();
@@ -273,7 +303,6 @@ async fn a_process_that_slept_in_a_transaction_is_ended() {
     client.batch_execute("COMMIT").await.unwrap();
     let (mut old, outcome) = sleeper.await.unwrap();
     assert!(outcome.unwrap_err().is_retryable());
-    let row = |n| request(n, vec![insert(0, &tables[0], vec![ints(&[Some(n as i64)]), texts(&[None])])]);
     let error = old.write(&row(1)).await.unwrap_err();
     assert!(error.message().contains("fenced by epoch 2"), "{error}");
     assert_eq!(text(&client, "SELECT count(*) FROM plain").await, "0");
@@ -303,7 +332,10 @@ async fn a_lost_connection_is_made_anew_and_nothing_is_written_twice() {
     // A connection refused is trouble that may pass.
     let away = Arc::new(definition("plain", "postgres://me:s3cret@127.0.0.1:1/x", ID_V, &[]));
     let error = sinks(&[away]).unwrap().pop().unwrap().open(&identity(1)).await.unwrap_err();
-    assert!(error.is_retryable() && error.fault() == Fault::External && !error.to_string().contains("s3cret"), "{error}");
+    assert!(
+        error.is_retryable() && error.fault() == Fault::External && !error.to_string().contains("s3cret"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -323,7 +355,9 @@ async fn a_role_that_may_create_nothing_can_write() {
     assert!(error.fault() == Fault::User && error.to_string().contains("poundlock migrate"), "{error}");
     let folder = tempfile::tempdir().unwrap();
     assert!(migrate(&url, folder.path()).await.unwrap().is_empty());
-    let grants = format!("GRANT USAGE ON SCHEMA poundlock TO {role}; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA poundlock TO {role}");
+    let grants = format!(
+        "GRANT USAGE ON SCHEMA poundlock TO {role}; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA poundlock TO {role}"
+    );
     client.batch_execute(&grants).await.unwrap();
     contract(&theirs).await;
     let wrong = definition("plain", &theirs.replace(":pw@", ":wrong@"), ID_V, &[]);
@@ -351,7 +385,14 @@ async fn a_table_that_does_not_fit_is_said_at_start() {
         ("gone", DataType::Int32),
     ];
     let error = open_error(definition("t", &url, &columns, &[])).await.to_string();
-    for part in ["\"id\" is text there and Int64 here", "\"v\" is numeric(10,2)", "\"n\" is bigint", "\"g\" is generated", "\"ts\" is timestamp with time zone there", "\"gone\" is not there"] {
+    for part in [
+        "\"id\" is text there and Int64 here",
+        "\"v\" is numeric(10,2)",
+        "\"n\" is bigint",
+        "\"g\" is generated",
+        "\"ts\" is timestamp with time zone there",
+        "\"gone\" is not there",
+    ] {
         assert!(error.contains(part), "{part} in {error}");
     }
     let keyed = open_error(definition("t", &url, &[("n", DataType::Int64)], &["n"])).await.to_string();
@@ -377,7 +418,12 @@ async fn reading_sends_conditions_and_limits_to_the_server() {
     let found = select(&table, sql).await;
     assert!(found.contains("| v19992 |"), "{found}");
     let plan = select(&table, &format!("EXPLAIN {sql}")).await;
-    assert!(plan.contains("\"id\" > (19990)") && plan.contains("\"v\"::text = 'v19992'") && plan.contains("timestamp '2026-01-14"), "{plan}");
+    assert!(
+        plan.contains("\"id\" > (19990)")
+            && plan.contains("\"v\"::text = 'v19992'")
+            && plan.contains("timestamp '2026-01-14"),
+        "{plan}"
+    );
     assert!(select(&table, "EXPLAIN SELECT id FROM t LIMIT 3").await.contains("LIMIT 3"));
     assert_eq!(select(&table, "SELECT id FROM t LIMIT 3").await.lines().count(), 7);
     let wrong = Arc::new(definition("t", &url, &[("v", DataType::Int64)], &[]));
@@ -416,7 +462,10 @@ async fn migrations_are_applied_once_by_whoever_is_first() {
 async fn writing_speed() {
     const ROWS: usize = 100_000;
     let (url, client) = database().await;
-    client.batch_execute("CREATE TABLE plain (id bigint, v text); CREATE TABLE keyed (id bigint PRIMARY KEY, v text)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE plain (id bigint, v text); CREATE TABLE keyed (id bigint PRIMARY KEY, v text)")
+        .await
+        .unwrap();
     let plain = Arc::new(definition("plain", &url, ID_V, &[]));
     let keyed = Arc::new(definition("keyed", &url, ID_V, &["id"]));
     let mut sink = sink(&[&plain, &keyed]);
@@ -436,4 +485,25 @@ async fn writing_speed() {
         sink.write(&request(batch, vec![])).await.unwrap();
     }
     println!("a batch without rows: {:?}", begin.elapsed() / 100);
+}
+
+/// The server's certificate must be for 127.0.0.1, in the file DATABASE_ROOT_CERT.
+#[tokio::test]
+#[ignore = "needs PostgreSQL with TLS: DATABASE_URL, DATABASE_ROOT_CERT"]
+async fn sslmode_says_what_is_checked() {
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let root = std::env::var("DATABASE_ROOT_CERT").unwrap();
+    let go = async |parameters: &str| {
+        let client = connect(&Address::parse(&format!("{url}?{parameters}"))?, MINUTE, MINUTE).await?;
+        Ok::<_, Error>(text(&client, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await)
+    };
+    assert_eq!(go("sslmode=disable").await.unwrap(), "false");
+    assert_eq!(go("").await.unwrap(), "true");
+    assert_eq!(go("sslmode=require").await.unwrap(), "true");
+    assert_eq!(go(&format!("sslmode=verify-full&sslrootcert={root}")).await.unwrap(), "true");
+    // The system does not know who signed it.
+    let unknown = go("sslmode=verify-full").await.unwrap_err();
+    assert!(unknown.fault() == Fault::User && unknown.to_string().contains("sslrootcert"), "{unknown}");
+    let absent = go("sslmode=require&sslrootcert=/nowhere.crt").await.unwrap_err();
+    assert!(absent.to_string().contains("/nowhere.crt"), "{absent}");
 }

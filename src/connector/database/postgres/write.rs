@@ -181,8 +181,9 @@ impl Writer {
             Some(stage) => {
                 let first = progress.ordinal;
                 progress.ordinal += range.len() as i64;
-                let sent =
-                    self.send(client, &stage.copy, rows, range.clone(), Some(first), refused, &mut progress.buffer).await;
+                let sent = self
+                    .send(client, &stage.copy, rows, range.clone(), Some(first), refused, &mut progress.buffer)
+                    .await;
                 match sent {
                     Ok(_) => client.execute(&stage.insert, &[&first]).await,
                     error => error,
@@ -274,7 +275,8 @@ fn insert_statement(table: &DatabaseTable, described: &Described, columns: &[&st
     let set: Vec<String> = columns.iter().filter(|c| !key.contains(c)).map(|c| quoted(c)).collect();
     let set: Vec<String> = set.iter().map(|c| format!("{c} = EXCLUDED.{c}")).collect();
     let action = if set.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
-    // ON CONFLICT may not meet one key twice: the last row of each is chosen before. NULLs are no key, unless the index says so.
+    // ON CONFLICT may not meet one key twice: the last row of each is chosen before. A NULL is no key, unless the index
+    // says so.
     let distinct = if described.nulls_equal {
         keys.clone()
     } else {

@@ -37,7 +37,8 @@ pub(super) use read::read;
 /// Opens the file, making it if it may be written.
 fn open(path: &Path, busy_timeout: Duration, writing: bool) -> Result<Connection> {
     let doing = || format!("could not open the database {}", path.display());
-    let flags = if writing { OpenFlags::default() } else { OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX };
+    let flags =
+        if writing { OpenFlags::default() } else { OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX };
     if writing && let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| Error::user(doing()).cause(e))?;
     }
@@ -66,7 +67,7 @@ fn create_table(table: &DatabaseTable) -> String {
     format!("CREATE TABLE IF NOT EXISTS {} ({})", target(table), parts.join(", "))
 }
 
-/// A name whose affinity keeps the value as we bind it. Never INTEGER alone: a key of that type would number rows itself.
+/// A name whose affinity keeps the value as we bind it. Never INTEGER: a key of that type would number rows itself.
 fn stored_type(declared: &DataType) -> &'static str {
     use DataType::*;
     match declared {
@@ -90,7 +91,8 @@ fn insert_statement(table: &DatabaseTable) -> String {
     let names: Vec<&str> = definition.schema.fields().iter().map(|f| f.name().as_str()).collect();
     let key: Vec<&str> = definition.primary_key.iter().map(String::as_str).collect();
     let values: Vec<String> = (1..=names.len()).map(|n| format!("?{n}")).collect();
-    let conflict_target = if key.is_empty() { String::new() } else { format!(" ({})", quoted_list(key.iter().copied())) };
+    let conflict_target =
+        if key.is_empty() { String::new() } else { format!(" ({})", quoted_list(key.iter().copied())) };
     let others: Vec<&str> = names.iter().copied().filter(|name| !key.contains(name)).collect();
     let conflict = match table.on_conflict() {
         OnConflict::Refuse => String::new(),

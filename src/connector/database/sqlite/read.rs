@@ -34,12 +34,16 @@ pub fn read(
     let name = quoted(&table.target.1);
     let columns: Vec<String> = fields.iter().map(|f| format!("{name}.{}", quoted(f.name()))).collect();
     let columns = if columns.is_empty() { "1".into() } else { columns.join(", ") };
-    let mut statement = connection.prepare(&format!("SELECT {columns} FROM {}{}", target(table), query.tail())).map_err(failed)?;
+    let mut statement =
+        connection.prepare(&format!("SELECT {columns} FROM {}{}", target(table), query.tail())).map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
     let mut builders = vec![];
     for field in fields {
         let builder = Builder::new(field.data_type());
-        builders.push(builder.ok_or_else(|| Error::user(format!("column \"{}\" has a type that no database has", field.name())))?);
+        builders.push(
+            builder
+                .ok_or_else(|| Error::user(format!("column \"{}\" has a type that no database has", field.name())))?,
+        );
     }
     let mut count = 0;
     loop {
@@ -47,7 +51,8 @@ pub fn read(
         if let Some(row) = row {
             for (index, builder) in builders.iter_mut().enumerate() {
                 let value = row.get_ref(index).map_err(failed)?;
-                let wrong = |why| Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name()));
+                let wrong =
+                    |why| Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name()));
                 put(builder, value).map_err(wrong)?;
             }
             count += 1;
@@ -57,7 +62,8 @@ pub fn read(
             let arrays = builders.iter_mut().zip(fields.iter()).map(|(b, f)| b.finish(f.data_type()));
             let arrays = arrays.collect::<std::result::Result<Vec<_>, _>>();
             let options = RecordBatchOptions::new().with_row_count(Some(count));
-            let batch = arrays.and_then(|arrays| RecordBatch::try_new_with_options(query.schema.clone(), arrays, &options));
+            let batch =
+                arrays.and_then(|arrays| RecordBatch::try_new_with_options(query.schema.clone(), arrays, &options));
             count = 0;
             if !give(batch.map_err(|e| Error::user(doing.clone()).cause(e))?) {
                 return Ok(());
@@ -105,7 +111,9 @@ fn put_text(builder: &mut Builder, text: &str) -> Result<(), String> {
 
 /// µs since 1970 of an ISO 8601 timestamp, with `T` or a space, with or without a zone (then UTC).
 fn timestamp(text: &str) -> Option<i64> {
-    let zoned = DateTime::parse_from_rfc3339(text).ok().or_else(|| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%:z").ok());
+    let zoned = DateTime::parse_from_rfc3339(text)
+        .ok()
+        .or_else(|| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%:z").ok());
     if let Some(zoned) = zoned {
         return Some(zoned.timestamp_micros());
     }

@@ -20,9 +20,7 @@ use crate::connector::database::ledger::{
     wave_name,
 };
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX};
-use crate::connector::{
-    Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, Wave, WriteReport, WriteRequest,
-};
+use crate::connector::{Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, Wave, WriteReport, WriteRequest};
 use crate::{Error, Result};
 
 const CREATE: &str = "
@@ -59,7 +57,10 @@ impl SqliteSink {
     }
 
     /// Runs on a thread that may block.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&mut State) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let state = self.state.clone();
         let done = tokio::task::spawn_blocking(move || {
             let mut state = state.lock().map_err(|_| Error::internal("an earlier write to SQLite panicked"))?;
@@ -171,7 +172,8 @@ fn check(transaction: &Transaction, table: &DatabaseTable) -> Result<()> {
     let definition = table.definition();
     for field in definition.schema.fields() {
         if !supported(field.data_type()) {
-            let message = format!("column \"{}\" of table {} has type {}", field.name(), definition.name, field.data_type());
+            let message =
+                format!("column \"{}\" of table {} has type {}", field.name(), definition.name, field.data_type());
             return Err(Error::user(format!("{message}, which SQLite cannot hold")).at(definition.place.clone()));
         }
     }
@@ -200,9 +202,8 @@ fn write_batch(
     let sql = "SELECT p.epoch, b.hashes, b.report FROM poundlock_pipelines p
                LEFT JOIN poundlock_batches b ON b.uuid = p.uuid AND b.batch = ?2 AND b.wave = ?3 WHERE p.uuid = ?1";
     type Found = (i64, Option<String>, Option<String>);
-    let found = transaction.query_row(sql, params![uuid, signed(request.batch)?, wave], |row| {
-        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-    });
+    let found = transaction
+        .query_row(sql, params![uuid, signed(request.batch)?, wave], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
     let found: Option<Found> = found.optional().map_err(failed)?;
     match found {
         None => return Err(Error::external("the database does not know this pipeline any more")),
@@ -234,7 +235,7 @@ fn write_batch(
         json("the report", &report)?,
     ];
     transaction.execute(sql, record).map_err(failed)?;
-    if request.batch % RETENTION_EVERY == 0 && request.batch > BATCHES_KEPT {
+    if request.batch.is_multiple_of(RETENTION_EVERY) && request.batch > BATCHES_KEPT {
         let sql = "DELETE FROM poundlock_batches WHERE uuid = ?1 AND batch <= ?2";
         transaction.execute(sql, params![uuid, signed(request.batch - BATCHES_KEPT)?]).map_err(failed)?;
     }
@@ -271,7 +272,9 @@ fn write_insert(
                     report.written += 1;
                     continue;
                 }
-                Err((column, Unbound::Refused(why))) => format!("column \"{}\": {why}", batch.schema().field(column).name()),
+                Err((column, Unbound::Refused(why))) => {
+                    format!("column \"{}\": {why}", batch.schema().field(column).name())
+                }
                 Err((_, Unbound::Failed(error))) if is_refusal(&error) => error.to_string(),
                 Err((_, Unbound::Failed(error))) => return Err(failed(error)),
             };

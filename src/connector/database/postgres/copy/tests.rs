@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, AsArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -99,10 +101,14 @@ fn an_array_carries_its_dimension_and_nulls() {
 #[test]
 fn every_form_of_a_column_is_read() {
     let words = StringArray::from(vec!["a", "b", "a"]);
-    let dictionary = arrow::compute::cast(&words, &arrow::datatypes::DataType::Dictionary(
-        Box::new(arrow::datatypes::DataType::Int8),
-        Box::new(arrow::datatypes::DataType::Utf8),
-    )).unwrap();
+    let dictionary = arrow::compute::cast(
+        &words,
+        &arrow::datatypes::DataType::Dictionary(
+            Box::new(arrow::datatypes::DataType::Int8),
+            Box::new(arrow::datatypes::DataType::Utf8),
+        ),
+    )
+    .unwrap();
     let narrow = arrow::compute::cast(&Int64Array::from(vec![1, 2, 3]), &arrow::datatypes::DataType::Int16).unwrap();
     let encode = |arrays: &[ArrayRef]| {
         let (columns, mut out) = (columns(arrays), BytesMut::new());
@@ -125,10 +131,12 @@ fn encoding_speed() {
     const ROWS: usize = 100_000;
     let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS as i64));
     let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|i| format!("device-{i}"))));
-    let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values((0..ROWS as i64).map(|i| i * 1_000_000)));
+    let times: ArrayRef =
+        Arc::new(TimestampMicrosecondArray::from_iter_values((0..ROWS as i64).map(|i| i * 1_000_000)));
     let floats: ArrayRef = Arc::new(Float64Array::from_iter_values((0..ROWS).map(|i| i as f64)));
     let arrays = [&ints, &ints, &texts, &times, &texts, &texts, &texts, &texts, &floats].map(Clone::clone);
-    let batch = RecordBatch::try_from_iter(arrays.iter().enumerate().map(|(i, a)| (format!("c{i}"), a.clone()))).unwrap();
+    let batch =
+        RecordBatch::try_from_iter(arrays.iter().enumerate().map(|(i, a)| (format!("c{i}"), a.clone()))).unwrap();
     let kinds = [Kind::Int8, Kind::Int8, Kind::Text(None), Kind::Timestamp, Kind::Text(None), Kind::Text(None)];
     let kinds = kinds.into_iter().chain([Kind::Text(None), Kind::Text(None), Kind::Float8]);
     let targets: Vec<Target> = kinds.map(|kind| Target { kind, array_of: None }).collect();

@@ -157,7 +157,10 @@ impl Sinks {
         for open in &mut self.sinks {
             let own = |rows: &&InsertRows| open.tables.is_empty() || open.tables.contains(&rows.table.name);
             let inserts: Vec<InsertRows> = inserts.iter().filter(own).cloned().collect();
-            if inserts.is_empty() && (wave == Wave::DeadLetters || !open.sink.records_every_batch()) {
+            // A batch is whole in a database only when each of its waves has left a record, rows or not.
+            let dead_here = self.dead_letters.as_ref().is_some_and(|table| open.tables.contains(&table.name));
+            let expected = open.sink.records_every_batch() && (wave == Wave::Rows || dead_here);
+            if inserts.is_empty() && !expected {
                 continue;
             }
             let (planned_at, offsets) = (batch.planned_at, batch.offsets.clone());

@@ -197,7 +197,8 @@ fn thread_seconds(name: &str) -> f64 {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
     let ticks = stats.filter(|stat| stat.contains(name)).map(|stat| {
-        let fields: Vec<f64> = stat.rsplit(')').next().unwrap().split(' ').filter_map(|field| field.parse().ok()).collect();
+        let fields = stat.rsplit(')').next().unwrap().split(' ');
+        let fields: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
         fields[10] + fields[11] // utime, stime; the state is no number.
     });
     ticks.sum::<f64>() / 100.0

@@ -175,9 +175,9 @@ pub fn left(deadline: Instant) -> Timeout {
 
 pub fn topic_missing(table: &str, topic: &str, brokers: &str) -> Error {
     let broker = brokers.split(',').next().unwrap_or(brokers);
-    Error::user(format!("topic {topic:?} of table {table} does not exist")).at(format!("brokers {brokers}")).hint(format!(
-        "kafka-topics.sh --create --topic {topic} --partitions 4 --bootstrap-server {broker}"
-    ))
+    Error::user(format!("topic {topic:?} of table {table} does not exist"))
+        .at(format!("brokers {brokers}"))
+        .hint(format!("kafka-topics.sh --create --topic {topic} --partitions 4 --bootstrap-server {broker}"))
 }
 
 /// What the brokers say of a topic.

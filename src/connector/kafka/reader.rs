@@ -1,8 +1,8 @@
 //! The thread behind a source: polls librdkafka, decodes each record straight into the rows of its partition, and keeps
 //! watch over the topic.
 //!
-//! A thread of its own, because polling blocks; one lock for up to [`SLICE`] records, so that a record costs no lock, no
-//! clock and no allocation. A cut that waits for the lock gets it after the slice in hand (well below a millisecond).
+//! A thread of its own, because polling blocks; one lock for up to [`SLICE`] records, so that a record costs no lock,
+//! no clock and no allocation. A cut that waits for the lock gets it after the slice in hand (well below a millisecond).
 //!
 //! Failure: what cannot pass by itself (records gone, topic gone, not allowed, a batch that cannot be read) ends the
 //! thread and is told by the next cut. All else (a broker away) is logged at intervals, while librdkafka tries again.
@@ -21,6 +21,7 @@ use super::client::{Context, TopicState, broker_error, lock, topic_state, waterm
 use super::options::KafkaTable;
 use super::rows::Record;
 use super::source::Shared;
+use crate::connector::OffsetRange;
 use crate::{Error, Result};
 
 /// Records under one lock.
@@ -92,10 +93,10 @@ impl Reader {
     /// up after the session's time-out; who drops the source does not wait for so long.
     fn commit_last(&self) {
         let Some((positions, _)) = lock(&self.shared.acknowledged).take() else { return };
-        let committed = offsets(&self.table.topic, &positions).and_then(|list| self.consumer.commit(&list, CommitMode::Sync));
-        if let Err(error) = committed {
-            tracing::warn!(topic = self.table.topic, "the consumer group's last offsets could not be committed (only lag \
-                tools need them): {error}");
+        let list = offsets(&self.table.topic, &positions);
+        if let Err(error) = list.and_then(|list| self.consumer.commit(&list, CommitMode::Sync)) {
+            tracing::warn!(topic = self.table.topic, "the consumer group's last offsets could not be committed \
+                (only lag tools need them): {error}");
         }
     }
 
@@ -245,7 +246,7 @@ impl Reader {
         let beyond: Vec<(i32, i64)> = {
             let buffer = lock(&self.shared.buffer);
             let Some(target) = &buffer.target else { return Ok(()) };
-            let unknown = |(p, range): (&i32, &crate::connector::OffsetRange)| {
+            let unknown = |(p, range): (&i32, &OffsetRange)| {
                 let known_end = buffer.partitions.get(p)?.known_end;
                 (range.to > known_end && !buffer.has_reached(*p, range.to)).then_some((*p, range.to))
             };
@@ -437,7 +438,7 @@ pub fn truncated(table: &KafkaTable, partition: i32, wanted: i64, end: i64) -> E
 impl Shared {
     /// Whether anybody waits for what is there now.
     fn is_awaited(&self, buffer: &Buffer) -> bool {
-        let reached = |(partition, range): (&i32, &crate::connector::OffsetRange)| buffer.has_reached(*partition, range.to);
+        let reached = |(partition, range): (&i32, &OffsetRange)| buffer.has_reached(*partition, range.to);
         buffer.target.as_ref().is_some_and(|target| target.iter().all(reached)) || self.is_filled(buffer)
     }
 }

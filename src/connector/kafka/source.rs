@@ -391,7 +391,8 @@ fn starting_offsets(
     logs: &Ranges,
     deadline: Instant,
 ) -> Result<BTreeMap<i32, i64>> {
-    let each = |choose: fn(&OffsetRange) -> i64| logs.iter().map(|(partition, log)| (*partition, choose(log))).collect();
+    let each =
+        |choose: fn(&OffsetRange) -> i64| logs.iter().map(|(partition, log)| (*partition, choose(log))).collect();
     let ms = match table.starting_offsets {
         StartingOffsets::Earliest => return Ok(each(|log| log.from)),
         StartingOffsets::Latest => return Ok(each(|log| log.to)),

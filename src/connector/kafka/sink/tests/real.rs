@@ -108,7 +108,8 @@ async fn the_size_that_a_topic_takes_is_asked_for() {
     let (table, wide_table) = (table(&brokers(), &topic, &[]), table(&brokers(), &wide, &[]));
     let mut sink = sink(&[Arc::clone(&table), Arc::clone(&wide_table)]);
     sink.open(&identity(&topic, 1)).await.unwrap();
-    let random: String = (0..9_000u64).map(|i| char::from(b'a' + (i.wrapping_mul(i).wrapping_mul(2_654_435_761) >> 7) as u8 % 26)).collect();
+    let letter = |i: u64| char::from(b'a' + (i.wrapping_mul(i).wrapping_mul(2_654_435_761) >> 7) as u8 % 26);
+    let random: String = (0..9_000).map(letter).collect();
     let mut rows: Vec<(i64, &str)> = (0..200).map(|id| (id, &random[..4_000])).collect();
     rows.push((200, &random));
     let report = sink.write(&request(&table, 0, Wave::Rows, &rows)).await.unwrap();

@@ -55,7 +55,7 @@ impl World {
         world.copy_queries();
         world.create_topics();
         psql(&world.server_url, &format!("CREATE DATABASE {}", world.name));
-        world.program(&["migrate"]).succeed(Duration::from_secs(60));
+        world.program(&["migrate", "--dir", &format!("{ROOT}/migrations")]).succeed(Duration::from_secs(60));
         world.sql(&format!("\\copy users FROM '{ROOT}/data/users.csv' CSV HEADER"));
         world
     }

@@ -53,19 +53,19 @@ impl Pipeline {
         let settings = &program.settings;
         let checkpoint = Checkpoint::open(&settings.checkpoint, settings.name()?).await?;
         let mut recovery = checkpoint.recover().await?;
-        let sinks = connector::sinks(&program.written())?;
-        let identity = checkpoint.identity();
-        let inserts = program.inserts.len();
-        let mut sinks = Sinks::open(sinks, identity, program.dead_letters.clone(), inserts).await?;
-        fits(&sinks, &recovery)?;
-
         let text = stored_text(&program.files)?;
         let text = checkpoint.put_blob(Blob::Program, text).await?;
-        finish_old(&mut recovery, &text, &checkpoint, &mut sinks, settings, lookup).await?;
+        // Before our own sinks are opened: two writers of one name would fence each other.
+        finish_old(&mut recovery, &text, &checkpoint, settings, lookup).await?;
+        let sinks = open_sinks(&program, &checkpoint).await?;
+        fits(&sinks, &recovery)?;
         let mut pipeline = Self::assemble(program, &checkpoint, recovery.last.as_ref(), sinks, text, started).await?;
-        pipeline.restore(&recovery, reset_state).await?;
-        for plan in std::mem::take(&mut recovery.pending) {
-            pipeline.replay(&plan).await?;
+        pipeline.restore(&recovery, reset_state && recovery.pending.is_empty()).await?;
+        for plan in &recovery.pending {
+            pipeline.replay(plan).await?;
+        }
+        if reset_state && pipeline.next > 0 {
+            pipeline.reset().await?;
         }
         Ok(pipeline)
     }
@@ -124,11 +124,9 @@ impl Pipeline {
             let images = images.chain(recovery.deltas.iter().map(|(_, delta)| (delta, false)));
             let state = self.program.state();
             let keys: Vec<String> = stores.iter().map(|store| store.definition().key()).collect();
-            for (position, (bytes, snapshot)) in images.enumerate() {
+            for (bytes, snapshot) in images {
                 let mut sections = image::read(bytes)?;
-                if position == 0 {
-                    self.same_views(&keys, &sections.keys().cloned().collect(), &stores)?;
-                }
+                self.same_views(&keys, &sections.keys().cloned().collect(), &stores)?;
                 for (store, key) in stores.iter_mut().zip(&keys) {
                     let Some(states) = sections.remove(key) else { continue };
                     match snapshot {
@@ -146,9 +144,17 @@ impl Pipeline {
         }
         self.runner = Runner::new(Arc::clone(&self.program), stores);
         self.since_snapshot = recovery.deltas.len() as u64;
-        if reset_state {
-            tracing::warn!("window state was reset: windows that were open begin anew, and count only what comes now");
-        }
+        Ok(())
+    }
+
+    /// Forgets the window state, durably.
+    async fn reset(&mut self) -> Result<()> {
+        let compact_at = self.program.settings.state_compaction;
+        let empty = |definition: &Arc<_>| PaneStore::new(Arc::clone(definition), compact_at);
+        self.runner = Runner::new(Arc::clone(&self.program), self.program.windows.stores.iter().map(empty).collect());
+        let image = self.image()?;
+        self.checkpoint.snapshot(self.next - 1, image).await?;
+        tracing::warn!("window state was reset: windows that were open begin anew, and count only what comes now");
         Ok(())
     }
 
@@ -169,41 +175,45 @@ impl Pipeline {
     }
 }
 
+async fn open_sinks(program: &Program, checkpoint: &Checkpoint) -> Result<Sinks> {
+    let sinks = connector::sinks(&program.written())?;
+    Sinks::open(sinks, checkpoint.identity(), program.dead_letters.clone(), program.inserts.len()).await
+}
+
 /// Settles plans of an earlier program that are not committed: they are finished under their own text if any sink holds
 /// a part of them, else they are forgotten and planned anew.
 async fn finish_old(
     recovery: &mut Recovery,
     text: &str,
     checkpoint: &Checkpoint,
-    sinks: &mut Sinks,
     settings: &Settings,
     lookup: Lookup<'_>,
 ) -> Result<()> {
-    let Some(first) = recovery.pending.iter().position(|plan| plan.program != text) else { return Ok(()) };
-    let plan = &recovery.pending[first];
+    let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
+    let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
+    let program = plan_stored(&old, settings, lookup).await.map_err(|error| {
+        let hint = "the batch may be half written: start once with the old files and environment, then change them";
+        error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(hint)
+    })?;
+    let mut sinks = open_sinks(&program, checkpoint).await?;
+    fits(&sinks, recovery)?;
     let holding = sinks.holding(plan.number).await?;
     if holding.is_empty() {
         tracing::warn!(batch = plan.number, "the SQL has changed and no sink holds the batch: it is planned anew");
-        recovery.pending.truncate(first);
+        recovery.pending.clear();
         return Ok(());
     }
     tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
-    let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
-    let program = plan_stored(&old, settings, lookup).await?;
-    let sinks_of_old = connector::sinks(&program.written())?;
-    let identity = checkpoint.identity();
-    let opened = Sinks::open(sinks_of_old, identity, program.dead_letters.clone(), program.inserts.len()).await?;
-    let program = Arc::new(program);
-    let name = plan.program.clone();
-    let last = recovery.last.clone();
-    let mut old = Pipeline::assemble(program, checkpoint, last.as_ref(), opened, name.clone(), Instant::now()).await?;
+    let (program, last, name) = (Arc::new(program), recovery.last.clone(), plan.program.clone());
+    let mut old = Pipeline::assemble(program, checkpoint, last.as_ref(), sinks, name.clone(), Instant::now()).await?;
     old.restore(recovery, false).await?;
-    let pending: Vec<Plan> = recovery.pending.iter().take_while(|plan| plan.program == name).cloned().collect();
-    for plan in &pending {
+    for plan in recovery.pending.iter().take_while(|plan| plan.program == name) {
         old.replay(plan).await?;
     }
     drop(old);
     *recovery = checkpoint.recover().await?;
+    // A plan of the new text cannot stand behind one of the old text that was never committed.
+    recovery.pending.retain(|plan| plan.program == text);
     Ok(())
 }
 

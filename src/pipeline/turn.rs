@@ -318,7 +318,7 @@ impl Pipeline {
     }
 
     /// The whole state after the last batch that ran.
-    fn image(&mut self) -> Result<Bytes> {
+    pub(super) fn image(&mut self) -> Result<Bytes> {
         let mut image = ImageWriter::default();
         for store in self.runner.stores() {
             image.section(&store.definition().key(), store.panes().values().flatten())?;

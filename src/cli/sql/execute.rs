@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Instant;
 
+use arrow::array::RecordBatch;
 use datafusion::common::config::Dialect;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
@@ -56,6 +57,19 @@ pub async fn execute(
         note(written, settings, begin)?;
     }
     Ok(false)
+}
+
+/// All rows of one query of our own.
+///
+/// # Errors
+/// It cannot be planned, or fails.
+pub async fn query(context: &SessionContext, sql: &str) -> Result<Vec<RecordBatch>> {
+    let rows = context.sql_with_options(sql, only_reads()).await.map_err(failed)?;
+    rows.collect().await.map_err(failed)
+}
+
+fn only_reads() -> SQLOptions {
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
 }
 
 /// # Errors
@@ -112,8 +126,7 @@ async fn run(
     let plan = plan.map_err(|error| explained(context, files, &error))?;
     // EXPLAIN without ANALYZE shows the plan of any statement and runs none.
     if !settings.allow_writes && !matches!(plan, LogicalPlan::Explain(_)) {
-        let only_reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let verified = only_reads.verify_plan(&plan);
+        let verified = only_reads().verify_plan(&plan);
         verified.map_err(|cause| Error::user("this session only reads").cause(cause.strip_backtrace()))?;
     }
     let rows = context.execute_logical_plan(plan).await.map_err(failed)?;

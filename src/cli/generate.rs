@@ -154,8 +154,8 @@ fn share(text: &str) -> anyhow::Result<f64> {
 /// µs since 1970, UTC.
 fn time(text: &str) -> anyhow::Result<i64> {
     let zoned = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_micros());
-    let plain = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc().timestamp_micros());
-    zoned.or_else(|_| plain()).context("not a time such as 2026-01-31T08:00:00")
+    let plain = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f");
+    zoned.or_else(|_| plain().map(|time| time.and_utc().timestamp_micros())).context("not a time such as 2026-01-31T08:00:00")
 }
 
 fn property(text: &str) -> anyhow::Result<(String, String)> {
@@ -178,8 +178,8 @@ mod tests {
     #[test]
     fn arguments_become_options() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args.options());
-        let options = parse("generate --rate 0 --count 5 --start 2026-01-01T00:00:00 --partition-by user --property a=b=c");
-        let options = options.unwrap();
+        let line = "generate --rate 0 --count 5 --start 2026-01-01T00:00:00 --partition-by user --property a=b=c";
+        let options = parse(line).unwrap();
         assert_eq!((options.rate, options.count, options.event_rate), (0, Some(5), 10_000));
         assert_eq!((options.start, options.key_by_user), (Some(1_767_225_600_000_000), true));
         assert_eq!(options.properties["a"], "b=c");

@@ -307,7 +307,12 @@ async fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Re
     Ok(())
 }
 
-fn run(options: &GeneratorOptions, brokers: &str, config: &ClientConfig, stop: &CancellationToken) -> Result<Generated> {
+fn run(
+    options: &GeneratorOptions,
+    brokers: &str,
+    config: &ClientConfig,
+    stop: &CancellationToken,
+) -> Result<Generated> {
     let context = Context::new(&options.topic);
     let producer: BaseProducer<Context> = config.create_with_context(context).map_err(|error| client_error(&error))?;
     let partitions = partitions(&producer, &options.topic, brokers)?;
@@ -427,7 +432,10 @@ mod tests {
         assert_ne!(events(&options, 500), events(&GeneratorOptions { seed: 2, ..options }, 500));
         // Fixed for ever: recorded runs are compared over versions.
         let options = GeneratorOptions { invalid_share: 0.0, ..GeneratorOptions::default() };
-        insta::assert_snapshot!(String::from_utf8(events(&options, 3)[2].1.clone()).unwrap());
+        let expected =
+            r#"{"user_id": 789, "product_id": 1361, "action": "click", "timestamp": "2026-01-01T00:00:00.000000", "#;
+        let third = String::from_utf8(events(&options, 3)[2].1.clone()).unwrap();
+        assert!(third.starts_with(expected) && third.ends_with(r#""ip_address": "254.139.207.20"}"#), "{third}");
     }
 
     #[test]
@@ -442,9 +450,9 @@ mod tests {
             let value: serde_json::Value = serde_json::from_slice(payload).unwrap();
             assert_eq!((value["user_id"].as_u64(), value.as_object().unwrap().len()), (Some(u64::from(event.user)), 9));
         }
-        let time = |index: usize| serde_json::from_slice::<serde_json::Value>(&all[index].1).unwrap()["timestamp"].clone();
         let first = all.iter().position(|(event, _)| event.is_valid).unwrap();
-        assert!(time(first).as_str().unwrap().starts_with("2025-12-31T23:59:59.99999") || first > 1);
+        let value: serde_json::Value = serde_json::from_slice(&all[first].1).unwrap();
+        assert!(value["timestamp"].as_str().unwrap().starts_with("2025-12-31T23:59:59.99999") || first > 1);
     }
 
     #[test]
@@ -454,7 +462,8 @@ mod tests {
         let has = |test: &dyn Fn(&[u8]) -> bool| all.iter().any(|(_, payload)| test(payload));
         assert!(has(&|p| p.starts_with(b"not json")) && has(&|p| p.is_empty()) && has(&|p| p.starts_with(b"[")));
         assert!(has(&|p| std::str::from_utf8(p).is_err()) && has(&|p| p.starts_with(b"{\"product_id")));
-        assert!(has(&|p| p.starts_with(b"{\"user_id\": \"user_")) && has(&|p| p.starts_with(b"{") && !p.ends_with(b"}")));
+        assert!(has(&|p| p.starts_with(b"{\"user_id\": \"user_")));
+        assert!(has(&|p| p.starts_with(b"{") && !p.ends_with(b"}")));
         let text = all.iter().map(|(_, p)| String::from_utf8_lossy(p)).collect::<String>();
         assert!(text.contains("\"action\": null") && text.contains("yesterday at noon"));
     }

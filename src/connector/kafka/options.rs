@@ -1,7 +1,7 @@
 //! What a `STORED AS KAFKA` table says: its topic, its brokers, and its options, all checked when the files are loaded.
 //!
-//! A property of librdkafka passes through as `'kafka.NAME'`. Those that the exactly-once protocol stands on are refused,
-//! and so is `plugin.library.paths`: SQL must not load code. Values may be secrets and are never printed.
+//! A property of librdkafka passes through as `'kafka.NAME'`. Those that the exactly-once protocol stands on are
+//! refused, and so is `plugin.library.paths`: SQL must not load code. Values may be secrets and are never printed.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -212,6 +212,11 @@ impl Session {
             self.producer.poll(Duration::from_millis(1));
         }
         let Some(failure) = self.producer.context().take_failure() else { return Ok(()) };
+        // A fenced producer drops its messages: then not they are the cause.
+        let failure = match self.producer.client().fatal_error() {
+            Some((code, _)) => KafkaError::MessageProduction(code),
+            None => failure,
+        };
         let error = transaction_error("a message was not delivered", &failure);
         Err(match failure.rdkafka_error_code() {
             // Rows were measured against the topic's limit: it has been lowered, or we may not read it.
@@ -231,7 +236,8 @@ impl Session {
             Wave::DeadLetters => &groups.dead_letters,
         };
         let offset = batch.map_or(0, |batch| batch.saturating_add(1));
-        let offset = i64::try_from(offset).map_err(|error| Error::internal("a batch number is too large").cause(error))?;
+        let offset = i64::try_from(offset);
+        let offset = offset.map_err(|error| Error::internal("a batch number is too large").cause(error))?;
         let metadata = format!("poundlock {} {}", self.identity.uuid, self.identity.epoch);
         let mut marker = TopicPartitionList::new();
         for topic in &self.topics {
@@ -351,7 +357,8 @@ fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
 /// What each topic takes. Where its configuration cannot be read: the brokers' default.
 fn message_limits(cluster: &Cluster, config: &ClientConfig) -> BTreeMap<String, usize> {
     let topics = cluster.topics();
-    let mut limits: BTreeMap<String, usize> = topics.iter().map(|topic| ((*topic).to_string(), MESSAGE_BYTES)).collect();
+    let default_limits = topics.iter().map(|topic| ((*topic).to_string(), MESSAGE_BYTES));
+    let mut limits: BTreeMap<String, usize> = default_limits.collect();
     let ask = || {
         let admin: AdminClient<_> = config.create()?;
         let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(5)));
@@ -362,7 +369,7 @@ fn message_limits(cluster: &Cluster, config: &ClientConfig) -> BTreeMap<String, 
         Ok(answers) => {
             for resource in answers.into_iter().flatten() {
                 let value = resource.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok());
-                if let (rdkafka::admin::OwnedResourceSpecifier::Topic(topic), Some(bytes)) = (&resource.specifier, value) {
+                if let (OwnedResourceSpecifier::Topic(topic), Some(bytes)) = (&resource.specifier, value) {
                     limits.insert(topic.clone(), bytes);
                 }
             }

@@ -1,18 +1,17 @@
 //! The thread behind a source: polls librdkafka, decodes each record straight into the rows of its partition, and keeps
 //! watch over the topic.
 //!
-//! A thread of its own, because polling blocks; one lock for up to [`SLICE`] records, so that a record costs no lock, no
-//! clock and no allocation. A cut that waits for the lock gets it after the slice in hand (well below a millisecond).
+//! A thread of its own, because polling blocks; one lock for up to [`SLICE`] records, so that a record costs no lock,
+//! no clock and no allocation. A cut that waits for the lock gets it after the slice in hand (well below a millisecond).
 //!
 //! Failure: what cannot pass by itself (records gone, topic gone, not allowed, a batch that cannot be read) ends the
 //! thread and is told by the next cut. All else (a broker away) is logged at intervals, while librdkafka tries again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -22,6 +21,7 @@ use super::client::{Context, TopicState, broker_error, lock, topic_state, waterm
 use super::options::KafkaTable;
 use super::rows::Record;
 use super::source::Shared;
+use crate::connector::OffsetRange;
 use crate::{Error, Result};
 
 /// Records under one lock.
@@ -42,9 +42,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long one question of the running reader may take.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the last commit of offsets may take.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 pub struct Reader {
     shared: Arc<Shared>,
@@ -82,19 +79,25 @@ impl Reader {
             if let Err(error) = self.step() {
                 lock(&self.shared.buffer).fail(error);
                 self.shared.changed.notify_waiters();
-                // Callbacks of the last commits are still to be served.
+                // The source may still acknowledge what was cut before.
                 while !self.shared.is_stopping() {
                     std::thread::sleep(IDLE);
                 }
             }
         }
-        let deadline = Instant::now() + CLOSE_LIMIT;
-        let context = self.consumer.context();
-        let answered = || context.commits_answered.load(Ordering::Relaxed);
-        while answered() < context.commits_sent.load(Ordering::Relaxed) && Instant::now() < deadline {
-            drop(self.consumer.poll(Duration::from_millis(10)));
-        }
+        self.commit_last();
         drop(ended);
+    }
+
+    /// The last acknowledged offsets, once more and waiting: the commits before it were asynchronous. librdkafka gives
+    /// up after the session's time-out; who drops the source does not wait for so long.
+    fn commit_last(&self) {
+        let Some((positions, _)) = lock(&self.shared.acknowledged).take() else { return };
+        let list = offsets(&self.table.topic, &positions);
+        if let Err(error) = list.and_then(|list| self.consumer.commit(&list, CommitMode::Sync)) {
+            tracing::warn!(topic = self.table.topic, "the consumer group's last offsets could not be committed \
+                (only lag tools need them): {error}");
+        }
     }
 
     fn step(&mut self) -> Result<()> {
@@ -127,9 +130,10 @@ impl Reader {
         let mut buffer = lock(&self.shared.buffer);
         let bytes_before = buffer.bytes;
         let mut event = Some(first);
-        for _ in 0..SLICE {
-            match event {
-                Some(Ok(message)) => {
+        let mut events = 0;
+        while let Some(result) = event {
+            match result {
+                Ok(message) => {
                     let record = Record {
                         offset: message.offset(),
                         payload: message.payload(),
@@ -138,14 +142,15 @@ impl Reader {
                     };
                     buffer.push(message.partition(), &record)?;
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                Err(KafkaError::PartitionEOF(partition)) => {
                     buffer.end_of_log(partition);
                     end_seen = true;
                 }
-                Some(Err(error)) => trouble = Some(error),
-                None => break,
+                Err(error) => trouble = Some(error),
             }
-            if trouble.is_some() || buffer.bytes.saturating_sub(bytes_before) > SLICE_BYTES {
+            events += 1;
+            // Before the next event is taken: one that is taken and not pushed would be a lost record.
+            if trouble.is_some() || events == SLICE || buffer.bytes.saturating_sub(bytes_before) > SLICE_BYTES {
                 break;
             }
             event = consumer.poll(Duration::ZERO);
@@ -241,7 +246,7 @@ impl Reader {
         let beyond: Vec<(i32, i64)> = {
             let buffer = lock(&self.shared.buffer);
             let Some(target) = &buffer.target else { return Ok(()) };
-            let unknown = |(p, range): (&i32, &crate::connector::OffsetRange)| {
+            let unknown = |(p, range): (&i32, &OffsetRange)| {
                 let known_end = buffer.partitions.get(p)?.known_end;
                 (range.to > known_end && !buffer.has_reached(*p, range.to)).then_some((*p, range.to))
             };
@@ -395,16 +400,21 @@ impl Drop for EndGuard {
     }
 }
 
-/// Reads all these partitions, each from its offset.
-pub fn assign(consumer: &BaseConsumer<Context>, table: &KafkaTable, positions: &BTreeMap<i32, i64>) -> Result<()> {
-    let failed = |error: KafkaError| {
-        Error::internal(format!("could not assign the partitions of topic {:?}", table.topic)).cause(error)
-    };
+/// Offsets by partition, as librdkafka takes them.
+pub fn offsets(topic: &str, positions: &BTreeMap<i32, i64>) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     for (partition, offset) in positions {
-        list.add_partition_offset(&table.topic, *partition, Offset::Offset(*offset)).map_err(failed)?;
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
     }
-    consumer.assign(&list).map_err(failed)
+    Ok(list)
+}
+
+/// Reads all these partitions, each from its offset.
+pub fn assign(consumer: &BaseConsumer<Context>, table: &KafkaTable, positions: &BTreeMap<i32, i64>) -> Result<()> {
+    let assigned = offsets(&table.topic, positions).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| {
+        Error::internal(format!("could not assign the partitions of topic {:?}", table.topic)).cause(error)
+    })
 }
 
 /// Records have been removed before they were read: an error, or a warning if the table says so.
@@ -428,7 +438,7 @@ pub fn truncated(table: &KafkaTable, partition: i32, wanted: i64, end: i64) -> E
 impl Shared {
     /// Whether anybody waits for what is there now.
     fn is_awaited(&self, buffer: &Buffer) -> bool {
-        let reached = |(partition, range): (&i32, &crate::connector::OffsetRange)| buffer.has_reached(*partition, range.to);
+        let reached = |(partition, range): (&i32, &OffsetRange)| buffer.has_reached(*partition, range.to);
         buffer.target.as_ref().is_some_and(|target| target.iter().all(reached)) || self.is_filled(buffer)
     }
 }

@@ -1,4 +1,4 @@
-//! From the records of one partition to the rows of a chunk: the decoder's columns and the metadata columns side by side.
+//! From the records of one partition to the rows of a chunk: the decoder's columns beside the metadata columns.
 //!
 //! A chunk ends at [`CHUNK_ROWS`] rows or [`CHUNK_BYTES`] of payload, both counted from where the last one ended: the
 //! same range of offsets is always cut into the same chunks, so that a replay computes the same bytes.
@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringViewArray, StringViewBuilder,
-    TimestampMicrosecondBuilder, UInt32Array,
+    Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringViewArray,
+    StringViewBuilder, TimestampMicrosecondBuilder, UInt32Array,
 };
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::take;
@@ -282,7 +282,8 @@ mod tests {
     #[test]
     fn every_record_is_one_row_with_its_metadata() {
         let mut rows = RowBuilder::try_new(&layout(), 3).unwrap();
-        for (offset, payload) in [(7, Some(r#"{"id":1}"#)), (9, Some("not json")), (12, None), (13, Some(r#"{"id":2}"#))] {
+        let payloads = [(7, Some(r#"{"id":1}"#)), (9, Some("not json")), (12, None), (13, Some(r#"{"id":2}"#))];
+        for (offset, payload) in payloads {
             let (payload, key) = (payload.map(str::as_bytes), Some(b"k".as_slice()));
             rows.push(&Record { offset, payload, key, timestamp: Some(1_000 + offset) });
         }

@@ -145,12 +145,13 @@ impl Sink for KafkaSink {
 
     fn guarantee(&self) -> Guarantee {
         if self.cluster.transactional {
-            let how = "one transaction per batch, for readers with isolation.level=read_committed; a batch is recognised \
-                by an offset in the group <name>.sink, which the brokers forget after offsets.retention.minutes (7 days)";
+            let how = "one transaction per batch, for readers with isolation.level=read_committed; a batch is \
+                recognised by an offset in the group <name>.sink, which the brokers forget after \
+                offsets.retention.minutes (7 days)";
             return Guarantee { level: "exactly-once", how: how.into() };
         }
-        let how = format!("no transactions ('transactional' 'false'): a batch that was interrupted is written again, with \
-            the same header {ID_HEADER}");
+        let how = format!("no transactions ('transactional' 'false'): a batch that was interrupted is written again, \
+            with the same header {ID_HEADER}");
         Guarantee { level: "at-least-once", how }
     }
 
@@ -236,9 +237,9 @@ impl Writer<'_> {
         let columns: Vec<usize> = (0..batch.num_columns()).collect();
         let values = encode_rows(batch, &columns)?;
         let keys = table.key.map(|column| Texts::of(batch.column(column))).transpose()?;
-        let headers: Vec<(&str, Texts)> = (table.headers.iter())
-            .map(|column| Ok((table.definition.schema.field(*column).name().as_str(), Texts::of(batch.column(*column))?)))
-            .collect::<Result<_>>()?;
+        let schema = &table.definition.schema;
+        let header = |column: &usize| Ok((schema.field(*column).name().as_str(), Texts::of(batch.column(*column))?));
+        let headers: Vec<(&str, Texts)> = table.headers.iter().map(header).collect::<Result<_>>()?;
         let limit = self.limits.get(&table.topic).copied().unwrap_or(usize::MAX);
         let mut id = format!("{}-{}-{}-", self.identity.uuid, self.request.batch, insert.insert);
         let prefix = id.len();

@@ -197,14 +197,29 @@ impl Report {
     }
 }
 
-/// A title, then items of one line each and their details; nothing without items.
+/// Columns of a line of text.
+const WIDTH: usize = 110;
+
+/// A title, then items of one line each and their details, wrapped; nothing without items.
 fn section(out: &mut String, title: &str, items: impl Iterator<Item = Vec<String>>) {
     for (number, item) in items.enumerate() {
         if number == 0 {
             *out += &format!("\n{title}\n");
         }
         for (line, text) in item.iter().enumerate() {
-            *out += &format!("{}{text}\n", if line == 0 { "  " } else { "      " });
+            let margin = if line == 0 { "  " } else { "      " };
+            let mut column = 0;
+            for word in text.split(' ') {
+                let length = word.chars().count();
+                if column > 0 && column + 1 + length > WIDTH {
+                    *out += "\n";
+                    column = 0;
+                }
+                *out += if column == 0 { margin } else { " " };
+                *out += word;
+                column += 1 + length;
+            }
+            *out += "\n";
         }
     }
 }

@@ -85,7 +85,6 @@ pub async fn run(mut args: DemoArgs) -> Result<ExitCode> {
     args.settings.0.insert("checkpoint".into(), place.checkpoint().display().to_string());
     say(&opening(&args, &place, &queries, cleared))?;
 
-    let began = Instant::now();
     let counts = Arc::new(Counts::default());
     let generated = stream(&args, &queries, &environment, &broker, &counts).await?;
     if generated.events == 0 {
@@ -97,10 +96,11 @@ pub async fn run(mut args: DemoArgs) -> Result<ExitCode> {
     let (options, stop) = (Options { end: End::CaughtUp, close_windows: true }, CancellationToken::new());
     drive(program, options, false, &lookup, &stop, &counts.observer(None)).await?;
 
-    let counted = counts.counted(began.elapsed());
+    let counted = counts.counted(generated.elapsed);
     let text = results(place, queries, args.settings, environment, counted).await?;
     Out::stdout().write_all(text.as_bytes()).map_err(|e| Error::external("could not write to stdout").cause(e))?;
-    drop(broker);
+    // It ends with the process: clients that are still closing would complain of a broker that has gone.
+    std::mem::forget(broker);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -272,13 +272,9 @@ impl Counts {
     }
 }
 
-/// Drawn on a terminal only.
+/// Drawn on a terminal only, first when there is a batch to tell of.
 fn progress() -> Option<ProgressBar> {
-    std::io::stderr().is_terminal().then(|| {
-        let bar = ProgressBar::new_spinner();
-        bar.enable_steady_tick(Duration::from_millis(250));
-        bar
-    })
+    std::io::stderr().is_terminal().then(ProgressBar::new_spinner)
 }
 
 fn say(text: &str) -> Result<()> {

@@ -21,14 +21,18 @@ pub struct Counted {
     pub dead_letters: u64,
     pub late: u64,
     pub batches: u64,
+    /// While events were generated.
     pub elapsed: Duration,
 }
 
 const VALID: &str = "SELECT count(*) FROM lake.user_events";
 const DISTINCT: &str = "SELECT count(*) FROM db.user_events";
-const REASONS: &str = "SELECT coalesce(dq_reason, error) AS reason, count(*) AS records FROM kafka.dead_letter_topic \
-                       GROUP BY reason ORDER BY records DESC, reason LIMIT 10";
-const WINDOWS: &str = "SELECT window_end - window_start AS size, count(DISTINCT window_start) AS windows, count(*) AS counts \
+/// Without the value and its place in the record, which set each apart.
+const REASONS: &str = "SELECT regexp_replace(coalesce(dq_reason, error), ' \\(byte [0-9]+\\)|\"[^\"]*\" ', '', 'g') AS reason, \
+                       count(*) AS records FROM kafka.dead_letter_topic GROUP BY reason ORDER BY records DESC, reason \
+                       LIMIT 10";
+const WINDOWS: &str = "SELECT (CAST(window_end AS BIGINT) - CAST(window_start AS BIGINT)) / 1000000 AS size, \
+                       count(DISTINCT window_start) AS windows, count(*) AS counts \
                        FROM db.user_activity_summary GROUP BY size ORDER BY size";
 const SEVERITIES: &str = "SELECT severity, count(*) AS anomalies FROM db.anomalous_events \
                           GROUP BY severity ORDER BY anomalies DESC, severity";
@@ -63,7 +67,7 @@ pub async fn findings(catalog: &Catalog, counted: Counted) -> String {
         line("", format!("{:>7}  {}", row[1], row[0]));
     }
     for row in rows(catalog, WINDOWS).await {
-        line("windows", format!("{} of {}: {} counts per user", row[1], row[0], row[2]));
+        line("windows", format!("{} of {} seconds, with {} counts of users", row[1], row[0], row[2]));
     }
     for row in rows(catalog, SEVERITIES).await {
         line("anomalies", format!("{} of severity {}", row[1], row[0]));

@@ -6,16 +6,22 @@ use std::time::Instant;
 use arrow::array::RecordBatch;
 use datafusion::common::config::Dialect;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::dialect::dialect_from_str;
+use futures::StreamExt;
 
 use super::gate::read_only;
 use super::output::{Format, Written, write_batches};
 use crate::sql::{Files, explain};
 use crate::{Error, Result};
+
+/// Record batches that wait to be printed.
+const BATCHES_AHEAD: usize = 2;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -131,7 +137,23 @@ async fn run(
     }
     let rows = context.execute_logical_plan(plan).await.map_err(failed)?;
     let stream = rows.execute_stream().await.map_err(failed)?;
-    write_batches(out, stream, settings.format, settings.rows_max).await
+    write_batches(out, on_a_task(stream), settings.format, settings.rows_max).await
+}
+
+/// A join can compute for minutes without a pause: on a task of its own it keeps nobody from dropping it (Ctrl-C), and
+/// it ends at its next pause.
+fn on_a_task(mut stream: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let mut builder = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
+    let batches = builder.tx();
+    builder.spawn(async move {
+        while let Some(batch) = stream.next().await {
+            if batches.send(batch).await.is_err() {
+                break; // enough rows
+            }
+        }
+        Ok(())
+    });
+    builder.build()
 }
 
 fn note(written: Written, settings: Settings, begin: Instant) -> Result<()> {

@@ -23,7 +23,7 @@ const FILES: &str = "
     CREATE VIEW per_minute AS SELECT window_start, count(*) AS n
       FROM TUMBLE(kafka.events, at, INTERVAL '1 minute') GROUP BY window_start, window_end;
     INSERT INTO lake.events SELECT id FROM kafka.events;
-    INSERT INTO db.nothing SELECT this is not checked;";
+    INSERT INTO db.nothing SELECT nothing FROM nowhere;";
 
 struct World {
     folder: TempDir,

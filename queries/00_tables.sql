@@ -57,7 +57,8 @@ CREATE EXTERNAL TABLE kafka.dead_letter_topic (
   batch       BIGINT
 )
 STORED AS KAFKA LOCATION '${KAFKA_DLQ_TOPIC:-dead_letter_topic}'
-OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'role' 'dead_letters');
+OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'role' 'dead_letters',
+         'transactional' '${KAFKA_TRANSACTIONS:-true}');   -- false: at-least-once, for a broker without transactions
 
 CREATE EXTERNAL TABLE kafka.anomaly_alerts (
   user_id      BIGINT,
@@ -68,7 +69,8 @@ CREATE EXTERNAL TABLE kafka.anomaly_alerts (
   severity     VARCHAR
 )
 STORED AS KAFKA LOCATION '${KAFKA_ALERT_TOPIC:-anomaly_alerts}'
-OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'key' 'user_id');
+OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'key' 'user_id',
+         'transactional' '${KAFKA_TRANSACTIONS:-true}');
 
 -- ── The database: postgres://user:password@host/database, or sqlite:FILE ───────────────────────────────────────────
 

@@ -139,7 +139,8 @@ impl fmt::Display for Error {
         if !parts.snippet.is_empty() {
             write!(f, "\n{}", parts.snippet.trim_end())?;
         }
-        if let Some(location) = &parts.location {
+        // A snippet begins with its place.
+        if let Some(location) = parts.location.as_ref().filter(|location| !parts.snippet.contains(location.as_str())) {
             write!(f, "\n  where: {location}")?;
         }
         if let Some(cause) = &parts.cause {

@@ -1,5 +1,6 @@
 //! The process's environment and mounted files, as `${…}` in the user's files and settings ask for them.
 
+use std::collections::BTreeMap;
 use std::env::{self, VarError};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -30,6 +31,24 @@ pub fn environment(wanted: Wanted) -> Result<Option<String>, String> {
     }
 }
 
+/// The process's environment with some names set otherwise: what `demo` runs the shipped files in.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    pub fn with<const N: usize>(names: [(&str, String); N]) -> Self {
+        Self(names.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
+
+    /// As [`environment`]: pass `&|wanted| environment.get(wanted)` as a lookup.
+    pub fn get(&self, wanted: Wanted) -> Result<Option<String>, String> {
+        match wanted {
+            Wanted::Variable(name) if self.0.contains_key(name) => Ok(self.0.get(name).cloned()),
+            other => environment(other),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +65,12 @@ mod tests {
         assert!(environment(Wanted::File(shown)).is_err());
         assert_eq!(environment(Wanted::Variable("POUNDLOCK_NOT_SET_ANYWHERE")), Ok(None));
         assert!(environment(Wanted::Variable("PATH")).unwrap().is_some());
+    }
+    #[test]
+    fn names_set_otherwise_hide_those_of_the_process() {
+        let own = Environment::with([("PATH", "mine".into())]);
+        assert_eq!(own.get(Wanted::Variable("PATH")), Ok(Some("mine".into())));
+        assert_eq!(own.get(Wanted::Variable("HOME")), environment(Wanted::Variable("HOME")));
+        assert_eq!(own.get(Wanted::File("/PATH")), Ok(None));
     }
 }

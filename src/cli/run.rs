@@ -21,6 +21,7 @@ use crate::format::time::write_timestamp;
 use crate::pipeline::turn::Observer;
 use crate::pipeline::{BatchSummary, End, Options, Pipeline};
 use crate::sql::Program;
+use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
 
 /// Run the pipeline of a folder of .sql files
@@ -59,12 +60,6 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     if program.settings.migrate {
         migrate_beside(&args.queries, &program).await?;
     }
-    for warning in &program.warnings {
-        tracing::warn!("{warning}");
-    }
-    for table in &program.off {
-        tracing::info!(table, "is off: its address is empty");
-    }
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
     let end = match (args.once, args.until_caught_up) {
@@ -76,10 +71,30 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
         return Err(Error::user("--close-windows ends a bounded run").hint("add --until-caught-up or --once"));
     }
     let options = Options { end, close_windows: args.close_windows };
-    let observer = observer();
-    let mut pipeline = Pipeline::open(program, args.reset_state, &environment).await?;
-    pipeline.run(options, &stop, &observer).await?;
+    drive(program, options, args.reset_state, &environment, &stop, &observer()).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a program's pipeline and runs it to its end, or until `stop`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn drive(
+    program: Program,
+    options: Options,
+    reset_state: bool,
+    lookup: Lookup<'_>,
+    stop: &CancellationToken,
+    observer: &Observer,
+) -> Result<()> {
+    for warning in &program.warnings {
+        tracing::warn!("{warning}");
+    }
+    for table in &program.off {
+        tracing::info!(table, "is off: its address is empty");
+    }
+    let mut pipeline = Pipeline::open(program, reset_state, lookup).await?;
+    pipeline.run(options, stop, observer).await
 }
 
 /// The project's `migrations/` lies beside its `queries/`.

@@ -1,12 +1,23 @@
 //! `poundlock sql`: ad-hoc SQL over the tables of a pipeline.
 
-use std::path::PathBuf;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
+use super::environment::Environment;
 use super::flags::SettingFlags;
+use super::load::on_large_stack;
+use super::output::Out;
+use super::sql::catalog::Catalog;
+use super::sql::execute::{Settings, execute};
+use super::sql::output::Format;
+use super::sql::prompt::repl;
 use crate::{Error, Result};
+
+/// A script is read whole before any of it runs.
+const SCRIPT_BYTES_MAX: u64 = 16 << 20;
 
 /// Query the pipeline's tables: Parquet, the database, topics as they are now. Read-only unless told otherwise
 #[derive(Debug, Clone, Args)]
@@ -20,14 +31,23 @@ pub struct SqlArgs {
     #[arg(short, long, value_name = "SQL")]
     pub command: Vec<String>,
 
-    /// Run the statements of a file and stop
+    /// Run the statements of a file and stop; - is stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "command")]
     pub file: Vec<PathBuf>,
 
-    #[arg(long, default_value = "table", value_parser = ["table", "csv", "json"])]
-    pub format: String,
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 
-    /// Allow statements that write
+    /// Rows of each query that are printed [default: 1000 of a table, all of CSV and JSON]
+    #[arg(long, value_name = "ROWS")]
+    pub max_rows: Option<usize>,
+
+    /// Say on stderr how many rows there were and how long they took
+    #[arg(long)]
+    pub timing: bool,
+
+    /// Allow statements that change the session or write files: SET, CREATE VIEW, COPY … TO. The pipeline's own tables
+    /// are written by the pipeline only
     #[arg(long)]
     pub allow_writes: bool,
 
@@ -36,7 +56,71 @@ pub struct SqlArgs {
 }
 
 /// # Errors
-/// See [`Error`].
-pub async fn run(_: SqlArgs) -> Result<ExitCode> {
-    Err(Error::internal("sql is not there yet"))
+/// The files cannot be read; a statement is refused or fails. Those before it have run.
+pub async fn run(args: SqlArgs) -> Result<ExitCode> {
+    let scripts = match scripts(&args)? {
+        Some(scripts) => scripts,
+        None if std::io::stdin().is_terminal() => vec![],
+        None => vec![("stdin".into(), read(std::io::stdin(), "stdin")?)],
+    };
+    let prompt = scripts.is_empty();
+    // The prompt blocks its thread, and a query may be nested deeply.
+    on_large_stack(move |runtime| runtime.block_on(work(&args, &scripts, prompt))).await??;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn work(args: &SqlArgs, scripts: &[(String, String)], prompt: bool) -> Result<()> {
+    let catalog = Catalog::open(&args.queries, &args.settings, &Environment::default()).await?;
+    for error in &catalog.left_out {
+        tracing::warn!("left out of the catalog: {error}");
+    }
+    let timing = args.timing || prompt;
+    let settings = Settings { format: args.format, rows_max: args.max_rows, allow_writes: args.allow_writes, timing };
+    if prompt {
+        return repl(&catalog.context, settings, history().as_deref()).await;
+    }
+    let mut out = Out::stdout();
+    for (name, sql) in scripts {
+        if execute(&catalog.context, name, sql, settings, &mut out).await? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// (name, text); `None` if neither -c nor -f is given.
+fn scripts(args: &SqlArgs) -> Result<Option<Vec<(String, String)>>> {
+    if args.command.is_empty() && args.file.is_empty() {
+        return Ok(None);
+    }
+    let mut scripts: Vec<(String, String)> = args.command.iter().map(|sql| ("-c".into(), sql.clone())).collect();
+    for path in &args.file {
+        let shown = path.display().to_string();
+        let text = match path == Path::new("-") {
+            true => read(std::io::stdin(), "stdin")?,
+            false => {
+                let unreadable = |e| Error::user(format!("file {shown} cannot be read")).cause(e);
+                read(std::fs::File::open(path).map_err(unreadable)?, &shown)?
+            }
+        };
+        scripts.push((shown, text));
+    }
+    Ok(Some(scripts))
+}
+
+fn read(from: impl Read, shown: &str) -> Result<String> {
+    let unreadable = |e| Error::user(format!("file {shown} cannot be read")).cause(e);
+    let mut text = String::new();
+    let bytes = from.take(SCRIPT_BYTES_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+    match bytes as u64 > SCRIPT_BYTES_MAX {
+        true => Err(Error::user(format!("file {shown} has more than {SCRIPT_BYTES_MAX} bytes"))),
+        false => Ok(text),
+    }
+}
+
+/// By the XDG base directory specification.
+fn history() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")))?;
+    Some(state.join("poundlock/history"))
 }

@@ -233,6 +233,8 @@ impl<'a> Planner<'a> {
             self.off.insert(key.clone());
         } else if let Err(error) = connector::check(&definition) {
             self.errors.push(error.snippet(self.files.snippet(place)));
+            // What an INSERT into it may do cannot be judged: no errors that only follow from this one.
+            self.off.insert(key.clone());
         }
         if definition.options.get("role").is_some_and(|role| role == "dead_letters") {
             if let Some(other) = &self.dead_letters {

@@ -87,6 +87,23 @@ impl Files {
         files
     }
 
+    /// One text without references: what is typed at a prompt. Its `stored` is not for a checkpoint.
+    pub fn verbatim(name: &str, source: &str) -> Self {
+        let lines = Lines::new(source);
+        let file = File {
+            name: name.into(),
+            source: source.into(),
+            text: source.into(),
+            stored: source.into(),
+            problems: vec![],
+            broken: vec![],
+            segments: vec![Segment { text: 0, source: 0..source.len(), verbatim: true }],
+            source_lines: lines.clone(),
+            text_lines: lines,
+        };
+        Self { files: vec![file], secrets: vec![] }
+    }
+
     /// (name, stored text) of each file, for the checkpoint: thresholds as they were, secrets and addresses as
     /// references.
     pub fn stored(&self) -> Vec<(String, String)> {

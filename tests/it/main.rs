@@ -13,5 +13,7 @@ mod events;
 mod harness;
 mod judge;
 
+mod cli;
+mod demo;
 mod kill;
 mod pipeline;

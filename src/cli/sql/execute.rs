@@ -3,16 +3,25 @@
 use std::io::Write;
 use std::time::Instant;
 
+use arrow::array::RecordBatch;
 use datafusion::common::config::Dialect;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::dialect::dialect_from_str;
+use futures::StreamExt;
 
 use super::gate::read_only;
 use super::output::{Format, Written, write_batches};
+use crate::sql::{Files, explain};
 use crate::{Error, Result};
+
+/// Record batches that wait to be printed.
+const BATCHES_AHEAD: usize = 2;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -26,12 +35,19 @@ pub struct Settings {
 }
 
 /// Parses all statements first, and refuses all if one is refused; then runs them, each to its end. Returns whether
-/// the reader of the output went away.
+/// the reader of the output went away. `name` is what errors call the text: "-c", a file.
 ///
 /// # Errors
 /// A statement does not parse, may not run, cannot be planned, or fails. Those before it have run.
-pub async fn execute(context: &SessionContext, sql: &str, settings: Settings, out: &mut dyn Write) -> Result<bool> {
-    let statements = parse(context, sql)?;
+pub async fn execute(
+    context: &SessionContext,
+    name: &str,
+    sql: &str,
+    settings: Settings,
+    out: &mut dyn Write,
+) -> Result<bool> {
+    let files = Files::verbatim(name, sql);
+    let statements = parse(context, &files, sql)?;
     if !settings.allow_writes {
         let refused = statements.iter().filter_map(|statement| read_only(statement).err());
         if let Some(error) = Error::all(refused.collect()) {
@@ -40,7 +56,7 @@ pub async fn execute(context: &SessionContext, sql: &str, settings: Settings, ou
     }
     for statement in statements {
         let begin = Instant::now();
-        let written = run(context, statement, settings, out).await?;
+        let written = run(context, &files, statement, settings, out).await?;
         if written.closed {
             return Ok(true);
         }
@@ -49,9 +65,22 @@ pub async fn execute(context: &SessionContext, sql: &str, settings: Settings, ou
     Ok(false)
 }
 
+/// All rows of one query of our own.
+///
+/// # Errors
+/// It cannot be planned, or fails.
+pub async fn query(context: &SessionContext, sql: &str) -> Result<Vec<RecordBatch>> {
+    let rows = context.sql_with_options(sql, only_reads()).await.map_err(failed)?;
+    rows.collect().await.map_err(failed)
+}
+
+fn only_reads() -> SQLOptions {
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
+}
+
 /// # Errors
 /// The text is no SQL.
-pub fn parse(context: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
+fn parse(context: &SessionContext, files: &Files, sql: &str) -> Result<Vec<Statement>> {
     let state = context.state();
     let options = &state.config().options().sql_parser;
     let dialect = dialect_from_str(options.dialect)
@@ -63,29 +92,68 @@ pub fn parse(context: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
         .and_then(|mut parser| parser.parse_statements());
     match parsed {
         Ok(statements) => Ok(statements.into()),
-        Err(cause) => Err(Error::user("this is not SQL").cause(cause.strip_backtrace())),
+        Err(error) => Err(explained(context, files, &error)),
+    }
+}
+
+/// At the place in the text that the error names; else at its beginning.
+fn explained(context: &SessionContext, files: &Files, error: &DataFusionError) -> Error {
+    let begin = files.place(0, 0..0);
+    Error::all(explain(files, error, &begin, Some(&context.state())))
+        .unwrap_or_else(|| Error::user("the statement cannot be planned").cause(error))
+}
+
+/// Of a query that runs: our own error, if that is what stopped it.
+pub(super) fn failed(error: DataFusionError) -> Error {
+    match own(error) {
+        Ok(error) => error,
+        Err(error) => Error::user("the query failed").cause(error.strip_backtrace()),
+    }
+}
+
+fn own(error: DataFusionError) -> Result<Error, DataFusionError> {
+    match error {
+        DataFusionError::External(error) => error.downcast::<Error>().map(|e| *e).map_err(DataFusionError::External),
+        DataFusionError::Context(context, inner) => {
+            own(*inner).map_err(|inner| DataFusionError::Context(context, Box::new(inner)))
+        }
+        other => Err(other),
     }
 }
 
 async fn run(
     context: &SessionContext,
+    files: &Files,
     statement: Statement,
     settings: Settings,
     out: &mut dyn Write,
 ) -> Result<Written> {
     let plan = context.state().statement_to_plan(statement).await;
-    let plan = plan.map_err(|cause| Error::user("the statement cannot be planned").cause(cause.strip_backtrace()))?;
+    let plan = plan.map_err(|error| explained(context, files, &error))?;
     // EXPLAIN without ANALYZE shows the plan of any statement and runs none.
     if !settings.allow_writes && !matches!(plan, LogicalPlan::Explain(_)) {
-        let only_reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let verified = only_reads.verify_plan(&plan);
+        let verified = only_reads().verify_plan(&plan);
         verified.map_err(|cause| Error::user("this session only reads").cause(cause.strip_backtrace()))?;
     }
-    let failed =
-        |cause: datafusion::error::DataFusionError| Error::user("the query failed").cause(cause.strip_backtrace());
     let rows = context.execute_logical_plan(plan).await.map_err(failed)?;
     let stream = rows.execute_stream().await.map_err(failed)?;
-    write_batches(out, stream, settings.format, settings.rows_max).await
+    write_batches(out, on_a_task(stream), settings.format, settings.rows_max).await
+}
+
+/// A join can compute for minutes without a pause: on a task of its own it keeps nobody from dropping it (Ctrl-C), and
+/// it ends at its next pause.
+fn on_a_task(mut stream: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let mut builder = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
+    let batches = builder.tx();
+    builder.spawn(async move {
+        while let Some(batch) = stream.next().await {
+            if batches.send(batch).await.is_err() {
+                break; // enough rows
+            }
+        }
+        Ok(())
+    });
+    builder.build()
 }
 
 fn note(written: Written, settings: Settings, begin: Instant) -> Result<()> {
@@ -110,7 +178,7 @@ mod tests {
 
     async fn run(context: &SessionContext, sql: &str, settings: Settings) -> Result<String> {
         let mut out = vec![];
-        execute(context, sql, settings, &mut out).await?;
+        execute(context, "-c", sql, settings, &mut out).await?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -121,7 +189,8 @@ mod tests {
         assert_eq!(run(&context, " ; -- nothing\n", READS).await.unwrap(), "");
         assert!(run(&context, "SELECT 1 AS a; SELEKT", READS).await.is_err());
         let error = run(&context, "SELECT * FROM missing", READS).await.unwrap_err();
-        assert_eq!((error.message(), error.fault()), ("the statement cannot be planned", crate::Fault::User));
+        assert_eq!(error.fault(), crate::Fault::User);
+        assert!(error.to_string().contains("-c:1:15"), "{error}");
     }
 
     #[tokio::test]
@@ -129,7 +198,7 @@ mod tests {
         let context = SessionContext::new();
         let mut out = vec![];
         let sql = "SELECT 1; CREATE VIEW v AS SELECT 1; DROP TABLE t";
-        let error = execute(&context, sql, READS, &mut out).await.unwrap_err().to_string();
+        let error = execute(&context, "-c", sql, READS, &mut out).await.unwrap_err().to_string();
         assert!(error.contains("CREATE is not a query") && error.contains("DROP is not a query"), "{error}");
         assert!(out.is_empty());
         let writes = Settings { allow_writes: true, ..READS };

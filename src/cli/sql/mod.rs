@@ -1,4 +1,4 @@
-//! The ad-hoc SQL shell: what needs no knowledge of the engine.
+//! The ad-hoc SQL shell.
 
 pub mod gate;
 
@@ -7,5 +7,7 @@ pub mod execute;
 pub mod output;
 
 pub mod describe;
+
+pub mod catalog;
 
 pub mod prompt;

@@ -83,7 +83,7 @@ async fn write_rows(
         emit(out, &csv(&RecordBatch::new_empty(Arc::clone(&schema)), true)?, written.rows)?;
     }
     while let Some(batch) = stream.next().await {
-        let mut batch = batch.map_err(|cause| Error::user("the query failed").cause(cause.strip_backtrace()))?;
+        let mut batch = batch.map_err(super::execute::failed)?;
         let room = rows_max - written.rows;
         if batch.num_rows() > room {
             batch = batch.slice(0, room);

@@ -63,7 +63,7 @@ pub async fn repl(context: &SessionContext, mut settings: Settings, history: Opt
             Command::Tables => show(&mut out, describe::tables(context).await),
             Command::Columns(table) => show(&mut out, describe::columns(context, table).await),
             Command::Sql(sql) => {
-                let done = cancellable(execute(context, sql, settings, &mut out)).await;
+                let done = cancellable(execute(context, "input", sql, settings, &mut out)).await;
                 if settings.allow_writes {
                     set_names(&mut editor, context).await;
                 }

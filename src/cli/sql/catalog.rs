@@ -1,0 +1,281 @@
+//! The tables and views of the files as an ad-hoc session sees them: as they are now, each read to its end.
+//!
+//! ```text
+//! queries/*.sql ─▶ declarations ─▶ DeclaredTable ─▶ its connector, when a query reads it
+//!                  views        ─▶ planned over these; INSERTs are left out
+//! ```
+//!
+//! Nothing is connected to and no folder is listed before a query asks for it: a server that is down is the trouble of
+//! those who query it, and a shell over a thousand files starts at once. For the same reason a statement of the files
+//! that is wrong (a `${NAME}` that is not set, say) is left out and told, and the others can be used.
+//!
+//! Of a Parquet table that the pipeline writes only files of committed batches count, as of the beginning of the query:
+//! all scans of one query see one state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use datafusion::catalog::view::ViewTable;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::datasource::TableType;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{DdlStatement, Expr, LogicalPlan, TableProviderFilterPushDown};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::checkpoint::Checkpoint;
+use crate::cli::environment::Environment;
+use crate::cli::flags::SettingFlags;
+use crate::connector::{self, BoundedTable, TableDefinition};
+use crate::sql::functions::BatchValues;
+use crate::sql::session::{create_schema, schema_of, session};
+use crate::sql::settings::{Settings, configure, resolve};
+use crate::sql::statement::{Kind, Name, Statement};
+use crate::sql::substitute::Wanted;
+use crate::sql::{Files, Place, define, explain, parse};
+use crate::{Error, Result};
+
+type DfResult<T> = datafusion::error::Result<T>;
+
+/// A session over the files' tables and views.
+pub struct Catalog {
+    pub context: SessionContext,
+    /// What of the files is left out, and why.
+    pub left_out: Vec<Error>,
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Catalog({} errors)", self.left_out.len())
+    }
+}
+
+impl Catalog {
+    /// Run it on a thread with a large stack: it plans the views.
+    ///
+    /// # Errors
+    /// The folder cannot be read; a setting is wrong.
+    pub async fn open(queries: &Path, flags: &SettingFlags, environment: &Environment) -> Result<Self> {
+        let lookup = |wanted: Wanted| environment.get(wanted);
+        let files = Files::read(queries, &lookup)?;
+        let (statements, mut left_out) = parse(&files);
+        let settings = resolve(&flags.0, &lookup, &files, &statements)?;
+        let config = configure(SessionConfig::new(), &files, &statements)?;
+        let pipeline = Arc::new(Pipeline::new(&settings));
+        let watermark = match pipeline.watermark().await {
+            Ok(watermark) => watermark,
+            Err(error) => {
+                left_out.push(error);
+                None
+            }
+        };
+        let context = session(config, &settings, BatchValues::Fixed { watermark })?;
+        let written = written(&statements);
+        let builder = Builder { files: &files, context: &context, pipeline: &pipeline, written: &written };
+        for statement in &statements {
+            if let Err(error) = builder.statement(statement).await {
+                left_out.push(error);
+            }
+        }
+        Ok(Self { context, left_out })
+    }
+}
+
+/// Targets of INSERTs, and the dead letters: what the pipeline writes.
+fn written(statements: &[Statement]) -> BTreeSet<String> {
+    let targets = statements.iter().filter_map(|statement| match &statement.kind {
+        Kind::Insert { target, .. } => Some(target.to_string()),
+        _ => None,
+    });
+    targets.collect()
+}
+
+struct Builder<'a> {
+    files: &'a Files,
+    context: &'a SessionContext,
+    pipeline: &'a Arc<Pipeline>,
+    written: &'a BTreeSet<String>,
+}
+
+impl Builder<'_> {
+    async fn statement(&self, statement: &Statement) -> Result<()> {
+        match &statement.kind {
+            Kind::Set { .. } | Kind::Insert { .. } => Ok(()),
+            Kind::CreateSchema { name, .. } => create_schema(self.context, name),
+            Kind::CreateTable(table) => {
+                let definition = Arc::new(define(self.files, table)?);
+                let dead_letters = definition.options.get("role").is_some_and(|role| role == "dead_letters");
+                let written = dead_letters || self.written.contains(&definition.name);
+                let pipeline = written.then(|| Arc::clone(self.pipeline));
+                self.register(&table.name, Arc::new(DeclaredTable { definition, pipeline }), &statement.place)
+            }
+            Kind::CreateView { name, statement: parsed } => {
+                let state = self.context.state();
+                let explained = |e: DataFusionError| {
+                    let errors = explain(self.files, &e, &statement.place, Some(&state));
+                    Error::all(errors).unwrap_or_else(|| Error::internal("a view failed").cause(&e))
+                };
+                match state.statement_to_plan(parsed.clone()).await.map_err(explained)? {
+                    LogicalPlan::Ddl(DdlStatement::CreateView(view)) => {
+                        let view = ViewTable::new(view.input.as_ref().clone(), view.definition);
+                        self.register(name, Arc::new(view), &statement.place)
+                    }
+                    _ => Err(self.files.error_at(&statement.place, "this is no view")),
+                }
+            }
+        }
+    }
+
+    fn register(&self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
+        let Some(schema) = schema_of(self.context, &name.schema)? else {
+            return Err(self.files.error_at(place, format!("schema {} does not exist", name.schema)));
+        };
+        schema.register_table(name.table.clone(), table)?;
+        Ok(())
+    }
+}
+
+/// The pipeline that writes the tables, seen from outside: what it has committed.
+#[derive(Debug)]
+struct Pipeline {
+    checkpoint: String,
+    name: Option<String>,
+    moment: Mutex<Moment>,
+}
+
+/// What one query has seen already.
+#[derive(Debug, Default)]
+struct Moment {
+    /// Tells queries apart: DataFusion sets it anew for each.
+    began: Option<DateTime<Utc>>,
+    committed: Option<(Uuid, Option<u64>)>,
+    tables: BTreeMap<String, BoundedTable>,
+}
+
+impl Pipeline {
+    fn new(settings: &Settings) -> Self {
+        Self { checkpoint: settings.checkpoint.clone(), name: settings.name.clone(), moment: Mutex::default() }
+    }
+
+    async fn open(&self) -> Result<Option<Checkpoint>> {
+        match &self.name {
+            Some(name) => Checkpoint::read_only(&self.checkpoint, name).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Of the last committed batch: µs.
+    async fn watermark(&self) -> Result<Option<i64>> {
+        let Some(checkpoint) = self.open().await? else { return Ok(None) };
+        let Some(last) = checkpoint.last_committed().await? else { return Ok(None) };
+        let commit = checkpoint.read_commit(last).await?;
+        Ok(commit.and_then(|(commit, _)| commit.sources.values().filter_map(|source| source.watermark).min()))
+    }
+
+    /// UUID and last batch; without a checkpoint nothing is committed.
+    async fn committed(&self) -> Result<(Uuid, Option<u64>)> {
+        let Some(checkpoint) = self.open().await? else {
+            let (checkpoint, name) = (connector::redact(&self.checkpoint), self.name.as_deref().unwrap_or_default());
+            tracing::warn!(checkpoint, name, "there is no such checkpoint: no file of the pipeline counts as committed");
+            return Ok((Uuid::nil(), None));
+        };
+        Ok((checkpoint.identity().uuid, checkpoint.last_committed().await?))
+    }
+
+    /// The table as of the beginning of the session's query.
+    async fn table(&self, definition: &Arc<TableDefinition>, session: &dyn Session) -> Result<BoundedTable> {
+        let began = session.execution_props().query_execution_start_time;
+        let mut moment = self.moment.lock().await;
+        if began.is_none() || moment.began != began {
+            *moment = Moment { began, ..Moment::default() };
+        }
+        if let Some(table) = moment.tables.get(&definition.name) {
+            return Ok(Arc::clone(table));
+        }
+        let committed = match moment.committed {
+            Some(committed) => committed,
+            None => self.committed().await?,
+        };
+        moment.committed = Some(committed);
+        let table = connector::bounded(definition, session, Some(committed)).await?;
+        moment.tables.insert(definition.name.clone(), Arc::clone(&table));
+        Ok(table)
+    }
+}
+
+/// A declared table; its connector is asked when a query reads it.
+#[derive(Debug)]
+struct DeclaredTable {
+    definition: Arc<TableDefinition>,
+    /// Who writes it, if it is written.
+    pipeline: Option<Arc<Pipeline>>,
+}
+
+impl DeclaredTable {
+    async fn open(&self, session: &dyn Session) -> Result<BoundedTable> {
+        let definition = &self.definition;
+        if definition.location.is_empty() {
+            let error = Error::user(format!("table {} is off: its LOCATION is empty", definition.name));
+            return Err(error.at(definition.place.clone()));
+        }
+        match &self.pipeline {
+            Some(pipeline) if definition.stored_as == "PARQUET" => pipeline.table(definition, session).await,
+            _ => connector::bounded(definition, session, None).await,
+        }
+    }
+}
+
+#[async_trait]
+impl TableProvider for DeclaredTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.definition.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// Every filter is offered to the connector, and checked again above it.
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DfResult<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let table = self.open(state).await.map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let offered: Vec<&Expr> = filters.iter().collect();
+        let supported = table.supports_filters_pushdown(&offered)?;
+        let taken = filters.iter().zip(supported).filter(|(_, s)| *s != TableProviderFilterPushDown::Unsupported);
+        let taken: Vec<Expr> = taken.map(|(filter, _)| filter.clone()).collect();
+        let limit = limit.filter(|_| filters.is_empty());
+        table.scan(state, projection, &taken, limit).await
+    }
+
+    async fn insert_into(
+        &self,
+        _: &dyn Session,
+        _: Arc<dyn ExecutionPlan>,
+        _: InsertOp,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let error = Error::user(format!("table {} is only read here", self.definition.name));
+        let hint = "rows are written by an INSERT in the files, batch by batch: see `poundlock run`; \
+                    COPY (SELECT …) TO 'file.parquet' writes a file";
+        Err(DataFusionError::External(Box::new(error.hint(hint))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

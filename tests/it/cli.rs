@@ -1,0 +1,132 @@
+//! The verbs that need no server, as a user calls them: output, errors and exit codes of the real binary.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+pub fn poundlock(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_poundlock"));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    for name in ["DATABASE_URL", "KAFKA_BROKER", "KAFKA_TOPIC", "LAKE_URL", "CHECKPOINT_BASE", "POUNDLOCK_NAME"] {
+        command.env_remove(name);
+    }
+    for name in ["ANOMALY_THRESHOLD", "Z_THRESHOLD", "PROCESSING_TRIGGER", "POUNDLOCK_LOG", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A folder with `queries/` of these files.
+fn project(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("queries")).unwrap();
+    for (name, sql) in files {
+        fs::write(folder.path().join("queries").join(name), sql).unwrap();
+    }
+    folder
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> (Output, String, String) {
+    let output = poundlock(folder, arguments).output().unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    (output, out, err)
+}
+
+const TABLES: &str = "
+CREATE SCHEMA lake;
+CREATE EXTERNAL TABLE lake.visits (id BIGINT, page VARCHAR) STORED AS CSV LOCATION 'visits.csv';
+CREATE VIEW pages AS SELECT page, count(*) AS visits FROM lake.visits GROUP BY page;
+";
+
+#[test]
+fn check_tells_what_the_shipped_files_do() {
+    let mut command = poundlock(Path::new(env!("CARGO_MANIFEST_DIR")), &["check"]);
+    let output = command.env("DATABASE_URL", "postgres://me:s3cret@db.example/shop").output().unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    insta::assert_snapshot!(out);
+    assert!(!out.contains("s3cret") && !err.contains("s3cret"));
+
+    let mut command = poundlock(Path::new(env!("CARGO_MANIFEST_DIR")), &["check", "--format", "json"]);
+    let output = command.env("DATABASE_URL", "sqlite:x.db").output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["inserts"].as_array().unwrap().len(), 7);
+    assert_eq!(report["name"], "user-activity");
+}
+
+#[test]
+fn check_tells_all_errors_at_once() {
+    let folder = project(&[
+        ("00_tables.sql", "SET poundlock.triger = '1 second';\nCREATE SCHEMA db;\n\
+            CREATE EXTERNAL TABLE db.out (id BIGINT, PRIMARY KEY (id)) STORED AS DATABASE LOCATION '${NOWHERE_SET}';\n\
+            CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, name VARCHAR) STORED AS KAFKA LOCATION 'events'\n\
+            OPTIONS ('brokers' 'localhost:9092');\n\
+            CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n"),
+        ("10_copy.sql", "INSERT INTO copy SELECT nme FROM events;\nINSERT INTO copy SELEKT 1;\n"),
+    ]);
+    let (output, out, err) = run(folder.path(), &["check"]);
+    assert_eq!((output.status.code(), out.as_str()), (Some(1), ""));
+    insta::assert_snapshot!("syntax_errors", err);
+
+    // The second round: names and types.
+    let sql = "CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, name VARCHAR) STORED AS KAFKA LOCATION 'events'\n\
+        OPTIONS ('brokers' 'localhost:9092');\n\
+        CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n\
+        INSERT INTO copy SELECT nme FROM events;\nINSERT INTO copy SELECT name FROM events;\n\
+        INSERT INTO cpoy SELECT id FROM events;\n";
+    let folder = project(&[("all.sql", sql)]);
+    let (output, _, err) = run(folder.path(), &["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!("planning_errors", err);
+}
+
+#[test]
+fn check_of_no_folder_is_an_answer_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _, err) = run(folder.path(), &["check", "nowhere"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err.starts_with("error: folder nowhere with the queries cannot be read\n"), "{err}");
+}
+
+#[test]
+fn sql_answers_in_three_formats() {
+    let folder = project(&[("all.sql", TABLES)]);
+    fs::write(folder.path().join("visits.csv"), "id,page\n1,home\n2,home\n3,cart\n").unwrap();
+    let query = "SELECT * FROM pages ORDER BY page";
+    let (output, out, err) = run(folder.path(), &["sql", "-c", query]);
+    assert!(output.status.success() && err.is_empty(), "{err}");
+    let table = "+------+--------+\n| page | visits |\n+------+--------+\n| cart | 1      |\n| home | 2      |\n+------+--------+\n";
+    assert_eq!(out, table);
+    let (_, out, _) = run(folder.path(), &["sql", "-c", query, "--format", "csv", "--max-rows", "1"]);
+    assert_eq!(out, "page,visits\ncart,1\n");
+    let (_, out, _) = run(folder.path(), &["sql", "-c", "SELECT 1 AS a", "-c", query, "--format", "json"]);
+    assert_eq!(out, "{\"a\":1}\n{\"page\":\"cart\",\"visits\":1}\n{\"page\":\"home\",\"visits\":2}\n");
+    fs::write(folder.path().join("q.sql"), format!("{query};\nSELECT 2 AS b;")).unwrap();
+    let (_, out, err) = run(folder.path(), &["sql", "-f", "q.sql", "--format", "csv", "--timing"]);
+    assert_eq!(out, "page,visits\ncart,1\nhome,2\nb\n2\n");
+    assert_eq!(err.lines().filter(|line| line.contains(" rows, ") || line.contains(" row, ")).count(), 2, "{err}");
+}
+
+#[test]
+fn sql_says_what_is_wrong_and_where() {
+    let folder = project(&[("all.sql", TABLES)]);
+    let (output, out, err) = run(folder.path(), &["sql", "-c", "SELECT pge FROM pages"]);
+    assert_eq!((output.status.code(), out.as_str()), (Some(2), ""));
+    insta::assert_snapshot!("misspelled_column", err);
+    let (output, _, err) = run(folder.path(), &["sql", "-c", "SELECT * FROM pages"]);
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!("missing_file", err);
+    let (output, _, err) = run(folder.path(), &["sql", "-c", "DROP VIEW pages"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err.contains("this session only reads"), "{err}");
+    let writes = ["sql", "--allow-writes", "--format", "csv", "-c", "CREATE VIEW one AS SELECT 1 AS a; SELECT a FROM one"];
+    let (output, out, err) = run(folder.path(), &writes);
+    assert!(output.status.success(), "{err}");
+    assert_eq!(out, "a\n1\n");
+}

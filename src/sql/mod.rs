@@ -25,7 +25,13 @@ pub mod session;
 
 pub mod window_tvf;
 
+pub mod window_bin;
+
 pub mod windowed;
+
+mod paned;
+
+pub mod lineage;
 
 pub mod functions;
 

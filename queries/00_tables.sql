@@ -78,7 +78,7 @@ CREATE EXTERNAL TABLE db.users (
   name       VARCHAR,
   email      VARCHAR,
   region     VARCHAR,
-  created_at TIMESTAMP,
+  created_at TIMESTAMPTZ,
   PRIMARY KEY (user_id)
 )
 STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('refresh' '1 minute');

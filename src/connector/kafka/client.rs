@@ -1,7 +1,7 @@
 //! What every Kafka client of ours shares: its log lines, its errors in words, and questions about a topic.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
-use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::util::Timeout;
 
 use super::options::KafkaTable;
@@ -57,9 +56,6 @@ pub struct Context {
     rate: LogRate,
     /// Consumer: the end of each partition, from librdkafka's statistics.
     ends: Mutex<BTreeMap<i32, i64>>,
-    /// Consumer: offset commits sent and answered.
-    pub commits_sent: AtomicU64,
-    pub commits_answered: AtomicU64,
     /// Producer: the first message of the current transaction that was not delivered.
     failure: Mutex<Option<KafkaError>>,
     has_failed: AtomicBool,
@@ -94,6 +90,7 @@ impl Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Lost connections come as errors too (see `error`), and properties of the other kind of client are expected.
+        // A failed commit of the group's offsets is told here only (COMMITFAIL): nothing but lag tools needs it.
         let expected = matches!(facility, "FAIL" | "CONFWARN");
         match level {
             _ if expected => tracing::debug!(target: "librdkafka", "{facility} {message}"),
@@ -132,17 +129,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        self.commits_answered.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = result
-            && let Some(held_back) = self.rate.admit("commit")
-        {
-            tracing::warn!(topic = self.topic, held_back, "the consumer group's offsets could not be committed \
-                (only lag tools need them): {error}");
-        }
-    }
-}
+impl ConsumerContext for Context {}
 
 impl ProducerContext for Context {
     type DeliveryOpaque = ();

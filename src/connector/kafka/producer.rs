@@ -212,6 +212,11 @@ impl Session {
             self.producer.poll(Duration::from_millis(1));
         }
         let Some(failure) = self.producer.context().take_failure() else { return Ok(()) };
+        // A fenced producer drops its messages: then not they are the cause.
+        let failure = match self.producer.client().fatal_error() {
+            Some((code, _)) => KafkaError::MessageProduction(code),
+            None => failure,
+        };
         let error = transaction_error("a message was not delivered", &failure);
         Err(match failure.rdkafka_error_code() {
             // Rows were measured against the topic's limit: it has been lowered, or we may not read it.

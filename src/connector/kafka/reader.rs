@@ -9,10 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -42,9 +41,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long one question of the running reader may take.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the last commit of offsets may take.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 pub struct Reader {
     shared: Arc<Shared>,
@@ -82,19 +78,25 @@ impl Reader {
             if let Err(error) = self.step() {
                 lock(&self.shared.buffer).fail(error);
                 self.shared.changed.notify_waiters();
-                // Callbacks of the last commits are still to be served.
+                // The source may still acknowledge what was cut before.
                 while !self.shared.is_stopping() {
                     std::thread::sleep(IDLE);
                 }
             }
         }
-        let deadline = Instant::now() + CLOSE_LIMIT;
-        let context = self.consumer.context();
-        let answered = || context.commits_answered.load(Ordering::Relaxed);
-        while answered() < context.commits_sent.load(Ordering::Relaxed) && Instant::now() < deadline {
-            drop(self.consumer.poll(Duration::from_millis(10)));
-        }
+        self.commit_last();
         drop(ended);
+    }
+
+    /// The last acknowledged offsets, once more and waiting: the commits before it were asynchronous. librdkafka gives
+    /// up after the session's time-out; who drops the source does not wait for so long.
+    fn commit_last(&self) {
+        let Some((positions, _)) = lock(&self.shared.acknowledged).take() else { return };
+        let committed = offsets(&self.table.topic, &positions).and_then(|list| self.consumer.commit(&list, CommitMode::Sync));
+        if let Err(error) = committed {
+            tracing::warn!(topic = self.table.topic, "the consumer group's last offsets could not be committed (only lag \
+                tools need them): {error}");
+        }
     }
 
     fn step(&mut self) -> Result<()> {
@@ -127,9 +129,10 @@ impl Reader {
         let mut buffer = lock(&self.shared.buffer);
         let bytes_before = buffer.bytes;
         let mut event = Some(first);
-        for _ in 0..SLICE {
-            match event {
-                Some(Ok(message)) => {
+        let mut events = 0;
+        while let Some(result) = event {
+            match result {
+                Ok(message) => {
                     let record = Record {
                         offset: message.offset(),
                         payload: message.payload(),
@@ -138,14 +141,15 @@ impl Reader {
                     };
                     buffer.push(message.partition(), &record)?;
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                Err(KafkaError::PartitionEOF(partition)) => {
                     buffer.end_of_log(partition);
                     end_seen = true;
                 }
-                Some(Err(error)) => trouble = Some(error),
-                None => break,
+                Err(error) => trouble = Some(error),
             }
-            if trouble.is_some() || buffer.bytes.saturating_sub(bytes_before) > SLICE_BYTES {
+            events += 1;
+            // Before the next event is taken: one that is taken and not pushed would be a lost record.
+            if trouble.is_some() || events == SLICE || buffer.bytes.saturating_sub(bytes_before) > SLICE_BYTES {
                 break;
             }
             event = consumer.poll(Duration::ZERO);
@@ -395,16 +399,21 @@ impl Drop for EndGuard {
     }
 }
 
-/// Reads all these partitions, each from its offset.
-pub fn assign(consumer: &BaseConsumer<Context>, table: &KafkaTable, positions: &BTreeMap<i32, i64>) -> Result<()> {
-    let failed = |error: KafkaError| {
-        Error::internal(format!("could not assign the partitions of topic {:?}", table.topic)).cause(error)
-    };
+/// Offsets by partition, as librdkafka takes them.
+pub fn offsets(topic: &str, positions: &BTreeMap<i32, i64>) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     for (partition, offset) in positions {
-        list.add_partition_offset(&table.topic, *partition, Offset::Offset(*offset)).map_err(failed)?;
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
     }
-    consumer.assign(&list).map_err(failed)
+    Ok(list)
+}
+
+/// Reads all these partitions, each from its offset.
+pub fn assign(consumer: &BaseConsumer<Context>, table: &KafkaTable, positions: &BTreeMap<i32, i64>) -> Result<()> {
+    let assigned = offsets(&table.topic, positions).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| {
+        Error::internal(format!("could not assign the partitions of topic {:?}", table.topic)).cause(error)
+    })
 }
 
 /// Records have been removed before they were read: an error, or a warning if the table says so.

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use super::buffer::Buffer;
 use super::client::{Context, OPEN_LIMIT, broker_error, left, lock, partitions_of, watermarks};
 use super::options::KafkaTable;
-use super::reader::{Reader, assign, data_loss, truncated};
+use super::reader::{Reader, assign, data_loss, offsets, truncated};
 use super::rows::{CHUNK_ROWS, RowBuilder, RowLayout};
 use crate::connector::{Cut, CutLimit, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition};
 use crate::{Error, Result};
@@ -106,6 +106,8 @@ pub struct Shared {
     /// What `filled` waits for.
     awaited_rows: AtomicUsize,
     awaited_bytes: AtomicUsize,
+    /// Offsets committed last, and when.
+    pub(super) acknowledged: Mutex<Option<(BTreeMap<i32, i64>, Instant)>>,
 }
 
 impl Shared {
@@ -147,7 +149,6 @@ pub struct KafkaSource {
     /// `None` only while it is dropped: the reader thread closes the consumer.
     consumer: Option<Arc<BaseConsumer<Context>>>,
     end_at_start: BTreeMap<i32, i64>,
-    acknowledged: Mutex<Option<(BTreeMap<i32, i64>, Instant)>>,
     /// Disconnected when the thread has ended.
     ended: Mutex<Receiver<()>>,
     /// Whether dropping waits for the thread; an ad-hoc query has nothing to commit.
@@ -241,21 +242,14 @@ impl Source for KafkaSource {
 
     async fn acknowledge(&self, positions: &BTreeMap<i32, i64>) -> Result<()> {
         let Some(consumer) = &self.consumer else { return Ok(()) };
-        let mut acknowledged = lock(&self.acknowledged);
+        let mut acknowledged = lock(&self.shared.acknowledged);
         let unchanged = |(last, at): &(BTreeMap<i32, i64>, Instant)| last == positions && at.elapsed() < COMMIT_AGAIN;
         if positions.is_empty() || acknowledged.as_ref().is_some_and(unchanged) {
             return Ok(());
         }
-        let mut list = TopicPartitionList::new();
-        let added = positions.iter().try_for_each(|(partition, offset)| {
-            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset))
-        });
-        // Answered through the consumer's context, on the reader thread.
-        match added.and_then(|()| consumer.commit(&list, CommitMode::Async)) {
-            Ok(()) => {
-                consumer.context().commits_sent.fetch_add(1, Ordering::Relaxed);
-                *acknowledged = Some((positions.clone(), Instant::now()));
-            }
+        // Asynchronous; librdkafka logs a failure.
+        match offsets(&self.topic, positions).and_then(|list| consumer.commit(&list, CommitMode::Async)) {
+            Ok(()) => *acknowledged = Some((positions.clone(), Instant::now())),
             Err(error) => tracing::warn!(topic = self.topic, "the consumer group's offsets could not be committed \
                 (only lag tools need them): {error}"),
         }
@@ -367,6 +361,7 @@ fn start(
         stop: AtomicBool::new(false),
         awaited_rows: AtomicUsize::new(usize::MAX),
         awaited_bytes: AtomicUsize::new(usize::MAX),
+        acknowledged: Mutex::new(None),
     });
     let consumer = Arc::new(consumer);
     let reader = Reader::new(Arc::clone(&shared), Arc::clone(&consumer), table.clone());
@@ -384,7 +379,6 @@ fn start(
         shared,
         consumer: Some(consumer),
         end_at_start,
-        acknowledged: Mutex::new(None),
         ended: Mutex::new(ended),
         wait_on_drop: true,
     })

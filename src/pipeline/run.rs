@@ -133,7 +133,10 @@ impl Runner {
     pub async fn apply(&mut self, deltas: Vec<Delta>, after: &BTreeMap<String, Option<i64>>) -> Result<()> {
         for (store, delta) in self.stores.iter_mut().zip(deltas) {
             let after = after.get(&store.definition().source).copied().flatten().unwrap_or(i64::MIN);
-            store.apply(delta, after, &self.single).await?;
+            store.apply(delta, after, &self.single).await.map_err(|error| {
+                let error = Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
+                error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
+            })?;
         }
         Ok(())
     }
@@ -143,7 +146,11 @@ impl Runner {
         let (deltas, views) = self.windows(batch).await?;
         let mut running = JoinSet::new();
         for number in 0..self.program.inserts.len() {
-            let (rows, state) = (self.insert_rows(number, batch), Arc::clone(state));
+            let rows = self.insert_rows(number, batch);
+            // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
+            // of floating-point numbers, and so the hash of a replay, depend on it.
+            let row_wise = self.program.inserts[number].row_wise_over.is_some();
+            let state = Arc::clone(if row_wise { state } else { &self.single });
             running.spawn(async move { (number, rows.collect(&state).await) });
         }
         let mut results = BTreeMap::new();

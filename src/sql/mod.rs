@@ -33,6 +33,8 @@ mod paned;
 
 pub mod lineage;
 
+mod by_window;
+
 pub mod functions;
 
 pub mod pinned;

@@ -16,6 +16,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::functions::{BatchValues, CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
+use super::by_window::{by_window, odd_watermark_test};
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
 use super::pinned::{PinnedKind, PinnedTable};
 use super::session::{create_schema, schema_of, session};
@@ -329,14 +330,13 @@ impl<'a> Planner<'a> {
         let in_watermark = uses(&plan, CURRENT_WATERMARK).map_err(|e| explained(self, e))?;
         let open = if keyed && row_wise && !in_watermark { Rows::Changed } else { Rows::Whole };
         let (plan, rows) = self.windows.demand(plan, open).map_err(|e| explained(self, e))?;
-        if !read.sources.is_empty() && !row_wise {
-            let message = "an aggregate, DISTINCT, OVER, LIMIT or join of streams outside a windowed view sees only \
-                           the rows of one micro-batch";
-            if !table.primary_key.is_empty() {
-                let hint = "aggregate over TUMBLE or HOP, so that it is kept from batch to batch";
-                return Err(self.error(place, format!("{message}, and would overwrite rows by key")).hint(hint));
-            }
-            self.warnings.push(format!("{}: {message}", self.files.label(place)));
+        self.per_batch(&plan, &read, row_wise, &table, place)?;
+        if in_watermark && rows.iter().any(|rows| *rows != Rows::Closed) && odd_watermark_test(&plan) {
+            self.warnings.push(format!(
+                "{}: a window is shown when it changes and when it closes, so rows may never pass a WHERE that asks \
+                 anything of current_watermark() but window_end <= current_watermark()",
+                self.files.label(place)
+            ));
         }
         if rows.iter().any(|rows| *rows != Rows::Closed) && !keyed {
             let error = format!(
@@ -344,7 +344,7 @@ impl<'a> Planner<'a> {
                 table.name
             );
             let hint = match in_watermark {
-                false => "add WHERE window_end <= current_watermark()",
+                false => "add WHERE window_end <= current_watermark(), or start + INTERVAL '…' <= … for a date_bin",
                 true => "WHERE window_end <= current_watermark() must reach the windowed view itself: put window_end \
                          into the PARTITION BY, GROUP BY and joins that stand between",
             };
@@ -355,6 +355,37 @@ impl<'a> Planner<'a> {
         let in_source_order = alone && in_order(&plan);
         let place = self.files.label(place);
         self.inserts.push(Insert { table, place, plan, sources, row_wise_over, in_source_order, rows });
+        Ok(())
+    }
+
+    /// What is computed over the rows of one batch only is a warning; into a table with a key, an error.
+    fn per_batch(
+        &mut self,
+        plan: &LogicalPlan,
+        read: &Scans,
+        row_wise: bool,
+        table: &TableDefinition,
+        place: &Place,
+    ) -> Result<()> {
+        let (message, hint) = if !read.sources.is_empty() && !row_wise {
+            (
+                "an aggregate, DISTINCT, OVER, LIMIT or join of streams outside a windowed view sees only the rows of \
+                 one micro-batch",
+                "aggregate over TUMBLE or HOP, so that it is kept from batch to batch",
+            )
+        } else if !read.views.is_empty() && !row_wise && !by_window(plan) {
+            (
+                "an aggregate, DISTINCT, OVER, LIMIT or join over windowed views that is not by window sees only the \
+                 windows of one micro-batch",
+                "put window_start into its GROUP BY, PARTITION BY or ON",
+            )
+        } else {
+            return Ok(());
+        };
+        if !table.primary_key.is_empty() {
+            return Err(self.error(place, format!("{message}, and would overwrite rows by key")).hint(hint));
+        }
+        self.warnings.push(format!("{}: {message}; {hint}", self.files.label(place)));
         Ok(())
     }
 
@@ -403,7 +434,8 @@ fn watermark_spec(table: &TableDefinition) -> std::result::Result<Option<Waterma
         return Err(format!("option 'watermark.column' names {name:?}, which is no column of {}", table.name));
     };
     if !matches!(table.schema.field(column).data_type(), arrow::datatypes::DataType::Timestamp(_, _)) {
-        return Err(format!("watermark column {name} is no TIMESTAMP"));
+        let found = insert::sql_name(table.schema.field(column).data_type());
+        return Err(format!("watermark column {name} is {found}, not TIMESTAMP"));
     }
     let micros = |key: &str, default: Duration| {
         let value = match table.options.get(key) {

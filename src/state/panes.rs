@@ -23,6 +23,7 @@ use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 
@@ -64,11 +65,13 @@ pub struct PaneStore {
     panes: BTreeMap<i64, Vec<States>>,
     /// Length of a list at which it is merged into one.
     compact_at: usize,
+    /// Its part of the memory that queries have, too.
+    reservation: Option<MemoryReservation>,
 }
 
 impl PaneStore {
     pub fn new(definition: Arc<PaneDefinition>, compact_at: usize) -> Self {
-        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2) }
+        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2), reservation: None }
     }
 
     pub fn definition(&self) -> &Arc<PaneDefinition> {
@@ -148,6 +151,9 @@ impl PaneStore {
     }
 
     /// Makes a batch's delta part of the state and forgets panes that no open window needs.
+    ///
+    /// # Errors
+    /// The state does not fit into the memory of the session any more.
     pub async fn apply(&mut self, delta: Delta, after: i64, state: &SessionState) -> Result<()> {
         let mut crowded = BTreeSet::new();
         for (pane, states) in delta.panes {
@@ -165,7 +171,10 @@ impl PaneStore {
             let merged = self.by_pane(&reduced)?.into_iter().map(|(_, states)| states).collect();
             self.panes.insert(pane, merged);
         }
-        Ok(())
+        let bytes = self.bytes();
+        let pool = &state.runtime_env().memory_pool;
+        let reservation = self.reservation.get_or_insert_with(|| MemoryConsumer::new("window state").register(pool));
+        reservation.try_resize(bytes)
     }
 
     /// Forgets panes that no window needs that is open at this watermark.

@@ -1,6 +1,6 @@
 //! What the engine cannot keep or promise is refused before the first record, at the user's line, with the reason.
 
-use super::harness::{EVENTS, append, keyed, plan};
+use super::harness::{append, keyed, plan};
 
 const COLUMNS: &str = "window_start TIMESTAMP, window_end TIMESTAMP, k VARCHAR, n BIGINT";
 
@@ -238,11 +238,51 @@ async fn watermark_columns() {
             "CREATE UNBOUNDED EXTERNAL TABLE kafka.more (id BIGINT, ts TIMESTAMP) STORED AS KAFKA LOCATION 'more'
              OPTIONS ('brokers' 'localhost:9092', 'format' 'json', 'watermark.column' '{column}');"
         );
-        let error = plan(&more, "INSERT INTO kafka.lines SELECT 'x', id FROM kafka.events").await;
+        let error = plan(&(tables() + &more), "INSERT INTO kafka.lines SELECT 'x', id FROM kafka.events").await;
         let error = error.err().unwrap().to_string();
         assert!(error.contains(says) && error.contains("tables.sql:"), "{error}");
     }
-    assert!(EVENTS.contains("watermark.column"));
+}
+
+/// Whole windows are shown: what does not keep to one window at a time is only of the batch.
+#[tokio::test]
+async fn sql_over_windowed_views_is_by_window() {
+    let wide = "SELECT window_start, window_end, k, sum(n) OVER (PARTITION BY ";
+    for (query, by_window) in [
+        (format!("{wide}window_start) FROM w"), true),
+        (format!("{wide}window_end, k) FROM (SELECT window_start, window_start + INTERVAL '5 seconds' AS window_end, k, n FROM w)"), true),
+        ("SELECT window_start, window_end, 'all', sum(n) FROM w GROUP BY window_start, window_end".into(), true),
+        ("SELECT DISTINCT window_start, window_end, k, n FROM w".into(), true),
+        ("SELECT w.window_start, w.window_end, w.k, x.n FROM w JOIN w AS x ON w.window_start = x.window_start AND w.k < x.k".into(), true),
+        ("SELECT window_start, window_end, k, max(n) OVER (PARTITION BY window_start) FROM (SELECT * FROM w UNION ALL SELECT * FROM w)".into(), true),
+        (format!("{wide}k) FROM w"), false),
+        ("SELECT min(window_start), max(window_end), k, sum(n) FROM w GROUP BY k".into(), false),
+        ("SELECT window_start, window_end, k, n FROM w ORDER BY n LIMIT 3".into(), false),
+        ("SELECT w.window_start, w.window_end, w.k, x.n FROM w JOIN w AS x ON w.k = x.k".into(), false),
+        ("SELECT date_trunc('hour', window_start), TIMESTAMP '2026-01-01 00:00:00', k, sum(n) FROM w GROUP BY date_trunc('hour', window_start), k".into(), false),
+    ] {
+        let insert = format!("{TUMBLING}INSERT INTO db.counts {query};");
+        match by_window {
+            true => {
+                let program = plan(&tables(), &insert).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+                assert!(program.warnings.is_empty(), "{query}: {:?}", program.warnings);
+            }
+            false => refuses(&insert, 3, &["not by window", "overwrite rows by key"]).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_condition_on_the_watermark_that_no_window_may_ever_meet() {
+    for (condition, warnings) in [
+        ("window_end < current_watermark()", 1),
+        ("window_end + INTERVAL '1 minute' <= current_watermark()", 1),
+        ("window_end > current_watermark()", 0),
+        ("window_end <= current_watermark()", 0),
+    ] {
+        let queries = format!("{TUMBLING}INSERT INTO db.counts SELECT * FROM w WHERE {condition}");
+        assert_eq!(plan(&tables(), &queries).await.unwrap().warnings.len(), warnings, "{condition}");
+    }
 }
 
 #[tokio::test]

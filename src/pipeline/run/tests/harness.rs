@@ -259,8 +259,10 @@ impl Sim {
     }
 
     /// Stops and starts again from what the checkpoint holds, as `pipeline::start` does it.
-    pub async fn restart(&mut self, now: i64) {
-        self.program = Arc::new(plan(&self.tables, &self.queries).await.unwrap());
+    pub async fn restart(&mut self, now: i64, planned_anew: bool) {
+        if planned_anew {
+            self.program = Arc::new(plan(&self.tables, &self.queries).await.unwrap());
+        }
         self.watermark = Watermark::new(self.program.sources[0].watermark.clone(), self.commit.as_ref(), now);
         let mut stores = stores(&self.program);
         let state = self.program.state();

@@ -45,8 +45,11 @@ pub fn pairs(step: &Step, batch: usize, done: &Done, slide: i64, size: i64) -> V
 pub struct Oracle(SessionContext);
 
 impl Oracle {
-    pub fn new(pairs: &[&Pair]) -> Self {
-        let context = Self::empty();
+    pub fn new() -> Self {
+        Self(Self::empty())
+    }
+
+    pub fn set(&self, pairs: &[&Pair]) {
         let events: Vec<&Event> = pairs.iter().map(|pair| &pair.event).collect();
         let mut columns = columns(&events);
         let bound = |of: fn(&Pair) -> i64| -> ArrayRef {
@@ -54,8 +57,7 @@ impl Oracle {
         };
         columns.push(("window_start", bound(|pair| pair.start)));
         columns.push(("window_end", bound(|pair| pair.end)));
-        register(&context, "pairs", columns);
-        Self(context)
+        register(&self.0, "pairs", columns);
     }
 
     fn empty() -> SessionContext {
@@ -78,6 +80,7 @@ impl Oracle {
 fn register(context: &SessionContext, name: &str, columns: Vec<(&str, ArrayRef)>) {
     let rows = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap();
     let table = MemTable::try_new(rows.schema(), vec![vec![rows]]).unwrap();
+    context.deregister_table(name).unwrap();
     context.register_table(name, Arc::new(table)).unwrap();
 }
 

@@ -130,12 +130,15 @@ fn case(dice: &mut Dice) -> Case {
     tables += &keyed("whole", &format!("{table}, n BIGINT"), &keys.join(", "));
     tables += &append("late", "id BIGINT, window_start TIMESTAMP, window_end TIMESTAMP, reason VARCHAR");
     let mut queries = format!(
-        "SET poundlock.state_compaction = '{}';
+        "SET poundlock.state_compaction = '{}'; SET poundlock.target_partitions = '{}';
+         SET datafusion.execution.batch_size = '{}';
          CREATE VIEW w AS {own};
          INSERT INTO db.changed SELECT * FROM w;
          INSERT INTO kafka.closed SELECT * FROM w WHERE window_end <= current_watermark();
          INSERT INTO db.whole SELECT *, {WHOLE} FROM w;",
-        2 + dice.below(4)
+        2 + dice.below(4),
+        [1, 1, 3][dice.below(3) as usize],
+        [8_192, 8_192, 5][dice.below(3) as usize]
     );
     if !binned {
         queries += "INSERT INTO kafka.late SELECT id, window_start, window_end, _late_reason FROM LATE(w)";
@@ -183,7 +186,7 @@ async fn check(seed: u64) {
     let mut shaken = Sim::start(&case.tables, &case.queries).await;
     let partitions = 1 + dice.below(3) as i32;
     let batches = 3 + dice.below(8) as usize;
-    let (mut now, mut ids) = (T0, 0);
+    let (mut now, mut ids, oracle) = (T0, 0, Oracle::new());
     let mut all: Vec<Pair> = vec![];
     let mut upserted: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
     let mut closed = vec![];
@@ -203,7 +206,8 @@ async fn check(seed: u64) {
             shaken.snapshot();
         }
         if dice.chance(40) {
-            shaken.restart(now).await;
+            let planned_anew = dice.chance(30);
+            shaken.restart(now, planned_anew).await;
         }
         // Whether a partition is idle depends on the clock: it is in the plan, so a replay takes it from there.
         step.idle = Some(done.idle.clone());
@@ -217,8 +221,8 @@ async fn check(seed: u64) {
             all.iter().filter(|pair| pair.missed.is_none() && keep(pair)).collect()
         };
         let shown = shown(&all, batch, &done);
-        let whole = Oracle::new(&rows(&|pair| shown.contains(&pair.start)));
-        let expected = whole.rows(&format!("SELECT *, {WHOLE} FROM ({})", case.view)).await;
+        oracle.set(&rows(&|pair| shown.contains(&pair.start)));
+        let expected = oracle.rows(&format!("SELECT *, {WHOLE} FROM ({})", case.view)).await;
         assert_same(done.rows(2), expected, &what("whole windows", batch));
 
         check_closed(&done, &mut closed, &what("closed windows", batch));
@@ -237,7 +241,8 @@ async fn check(seed: u64) {
         }
     }
     let rows: Vec<&Pair> = all.iter().filter(|pair| pair.missed.is_none()).collect();
-    let expected = Oracle::new(&rows).rows(&case.view).await;
+    oracle.set(&rows);
+    let expected = oracle.rows(&case.view).await;
     assert_same(closed, expected.clone(), &what("closed windows", batches));
     assert_same(upserted.into_values().collect(), expected, &what("upserted rows", batches));
     assert!(steady.runner.stores().iter().all(|store| store.panes().is_empty()), "{}", what("panes left", batches));
@@ -263,17 +268,17 @@ fn time(micros: i64) -> String {
     arrow::util::display::array_value_to_string(&array, 0).unwrap()
 }
 
+/// `POUNDLOCK_SEED` begins with the case of that number, `POUNDLOCK_SECONDS` looks for longer.
 #[test]
 fn every_insert_equals_one_query_over_all_rows() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    if let Ok(seed) = std::env::var("POUNDLOCK_SEED") {
-        return runtime.block_on(check(seed.parse().unwrap()));
-    }
+    let first: u64 = std::env::var("POUNDLOCK_SEED").map_or(0, |seed| seed.parse().unwrap());
+    let seconds: u64 = std::env::var("POUNDLOCK_SECONDS").map_or(20, |seconds| seconds.parse().unwrap());
     let began = Instant::now();
-    let mut seed = 0;
-    while began.elapsed() < Duration::from_secs(25) {
+    let mut seed = first;
+    while seed == first || began.elapsed() < Duration::from_secs(seconds) {
         runtime.block_on(check(seed));
         seed += 1;
     }
-    println!("{seed} cases");
+    println!("{} cases", seed - first);
 }

@@ -117,6 +117,89 @@ async fn a_date_bin_is_a_window() {
     assert_same(done.rows(1), vec![row], "closed");
 }
 
+#[tokio::test]
+async fn changed_rows_join_a_dimension() {
+    let users = "CREATE EXTERNAL TABLE db.users (k VARCHAR, name VARCHAR, PRIMARY KEY (k))
+                 STORED AS DATABASE LOCATION 'sqlite:/nowhere/test.db';";
+    let queries = format!(
+        "CREATE VIEW w AS {};
+         INSERT INTO db.counts SELECT w.window_start, w.window_end, coalesce(u.name, w.k), w.n FROM w LEFT JOIN db.users u ON u.k = w.k",
+        counts("TUMBLE(kafka.events, ts, INTERVAL '5 seconds')")
+    );
+    let mut sim = Sim::start(&(tables() + users), &queries).await;
+    assert_eq!(sim.program.inserts[0].rows, [Rows::Changed].into());
+    let column = |texts: [&str; 2]| std::sync::Arc::new(arrow::array::StringViewArray::from_iter_values(texts)) as _;
+    let schema = std::sync::Arc::clone(&sim.program.dimensions[0].table.schema);
+    let rows = arrow::array::RecordBatch::try_new(schema, vec![column(["a", "b"]), column(["Ann", "Bob"])]).unwrap();
+    sim.program.dimensions[0].pinned.pin(vec![rows]);
+    let names = |done: super::harness::Done| done.rows(0).into_iter().map(|row| row[2].clone()).collect::<Vec<_>>();
+    let done = sim.batch(&step(1, vec![event(1, "a", 1), event(2, "b", 1), event(3, "c", 1)])).await.unwrap();
+    assert_eq!(names(done), ["Ann", "Bob", "c"]);
+    let done = sim.batch(&step(2, vec![event(4, "b", 2)])).await.unwrap();
+    assert_eq!(names(done), ["Bob"]);
+}
+
+/// Event time with a zone, in nanoseconds, computed; only the start of the window in GROUP BY.
+#[tokio::test]
+async fn event_time_of_other_types() {
+    let tables = tables() + &keyed("zoned", "window_start TIMESTAMPTZ, n BIGINT", "window_start");
+    let queries = "
+        CREATE VIEW z AS SELECT id, CAST(ts AS TIMESTAMPTZ) AS tz, arrow_cast(ts, 'Timestamp(Nanosecond, None)') AS nanos FROM kafka.events;
+        INSERT INTO db.zoned SELECT window_start, count(*) FROM HOP(z, tz, INTERVAL '5 seconds', INTERVAL '10 seconds') GROUP BY window_start;
+        CREATE VIEW n AS SELECT window_start, window_end, count(*) AS n FROM TUMBLE(z, nanos, INTERVAL '5 seconds') GROUP BY window_start, window_end;
+        INSERT INTO kafka.closed SELECT CAST(window_start AS TIMESTAMP), CAST(window_end AS TIMESTAMP), 'n', n FROM n WHERE window_end <= current_watermark();
+        INSERT INTO kafka.closed SELECT CAST(window_start AS TIMESTAMP), CAST(window_end AS TIMESTAMP), _late_reason, id FROM LATE(n)";
+    let mut sim = Sim::start(&tables, queries).await;
+    let done = sim.batch(&step(1, vec![event(1, "a", 1), event(2, "a", 9)])).await.unwrap();
+    let time = |s: &str| format!("2026-01-01T00:00:{s}");
+    assert_same(
+        done.rows(0),
+        vec![
+            vec!["2025-12-31T23:59:55Z".into(), "1".into()],
+            vec![time("00Z"), "2".into()],
+            vec![time("05Z"), "1".into()],
+        ],
+        "with a zone",
+    );
+    assert_same(done.rows(1), vec![vec![time("00"), time("05"), "n".into(), "1".into()]], "nanoseconds");
+    let done = sim.batch(&step(1, vec![event(7, "a", 4)])).await.unwrap();
+    assert_same(done.rows(2), vec![vec![time("00"), time("05"), "late".into(), "7".into()]], "late");
+}
+
+/// Lists and structs reach a sink as they are declared.
+#[tokio::test]
+async fn nested_values() {
+    let tables = append("lists", "window_start TIMESTAMP, ids BIGINT[], names VARCHAR[]");
+    let queries = "CREATE VIEW w AS SELECT window_start, window_end, array_agg(id ORDER BY id) AS ids, array_agg(DISTINCT k ORDER BY k) AS names
+          FROM TUMBLE(kafka.events, ts, INTERVAL '5 seconds') GROUP BY window_start, window_end;
+        INSERT INTO kafka.lists SELECT window_start, ids, names FROM w WHERE window_end <= current_watermark();
+        INSERT INTO kafka.lists SELECT ts, [id, 1], [k] FROM kafka.events";
+    let mut sim = Sim::start(&tables, queries).await;
+    let events = vec![event(2, "a", 1), event(1, "b", 1), event(3, "a", 9)];
+    let done = sim.batch(&step(1, events)).await.unwrap();
+    assert_same(done.rows(0), vec![vec!["2026-01-01T00:00:00".into(), "[1, 2]".into(), "[a, b]".into()]], "aggregated");
+    assert_eq!(done.rows(1)[0][1..], ["[2, 1]", "[a]"]);
+}
+
+#[tokio::test]
+async fn state_that_does_not_fit_into_memory_is_an_error() {
+    let queries = "SET poundlock.memory = '20 MB';
+        CREATE VIEW w AS SELECT window_start, window_end, array_agg(t ORDER BY id) AS t FROM TUMBLE(kafka.events, ts, INTERVAL '1 hour')
+          GROUP BY window_start, window_end;
+        INSERT INTO kafka.closed SELECT window_start, window_end, t[1], 1 FROM w WHERE window_end <= current_watermark()";
+    let mut sim = Sim::start(&tables(), queries).await;
+    let text = "x".repeat(10_000);
+    for batch in 0..40 {
+        let events = (0..100).map(|id| Event { t: Some(text.clone()), ..event(batch * 100 + id, "a", 1) });
+        if let Err(error) = sim.batch(&step(1, events.collect())).await {
+            let error = error.to_string();
+            assert!(batch > 5 && error.contains("does not fit into memory") && error.contains("poundlock.memory"), "{error}");
+            return;
+        }
+    }
+    panic!("40 MB in 20 MB");
+}
+
 /// The batch meaning of TUMBLE and HOP, in an ad-hoc session, is the one that is kept.
 #[tokio::test]
 async fn an_adhoc_session_gives_the_same() {
@@ -163,7 +246,7 @@ async fn cost_of_a_batch_with_many_keys() {
     for (name, queries) in [("changed rows", changed), ("closed windows", closed), ("whole windows", whole)] {
         let mut sim = Sim::start(&tables(), &queries).await;
         let (mut id, mut worst, mut total, mut rows) = (0_i64, 0, 0, 0);
-        let batches = 30;
+        let batches = 15;
         for batch in 0..batches {
             let events = (0..1_000).map(|_| {
                 id += 1;

@@ -134,7 +134,8 @@ impl Runner {
         for (store, delta) in self.stores.iter_mut().zip(deltas) {
             let after = after.get(&store.definition().source).copied().flatten().unwrap_or(i64::MIN);
             store.apply(delta, after, &self.single).await.map_err(|error| {
-                let error = Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
+                let error =
+                    Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
                 error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
             })?;
         }

@@ -111,11 +111,7 @@ impl Paned {
             return plan_err!("GROUP BY over TUMBLE or HOP must contain {WINDOW_START} as it is");
         };
         Ok(Self {
-            aggregate: Aggregate::try_new(
-                Arc::new(input),
-                aggregate.group_expr.clone(),
-                aggregate.aggr_expr.clone(),
-            )?,
+            aggregate: Aggregate::try_new(Arc::new(input), aggregate.group_expr.clone(), aggregate.aggr_expr.clone())?,
             slide: tvf.slide,
             size: tvf.size,
             start_column,

@@ -14,9 +14,9 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use super::by_window::{by_window, odd_watermark_test};
 use super::functions::{BatchValues, CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
-use super::by_window::{by_window, odd_watermark_test};
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
 use super::pinned::{PinnedKind, PinnedTable};
 use super::session::{create_schema, schema_of, session};
@@ -345,8 +345,10 @@ impl<'a> Planner<'a> {
             );
             let hint = match in_watermark {
                 false => "add WHERE window_end <= current_watermark(), or start + INTERVAL '…' <= … for a date_bin",
-                true => "WHERE window_end <= current_watermark() must reach the windowed view itself: put window_end \
-                         into the PARTITION BY, GROUP BY and joins that stand between",
+                true => {
+                    "WHERE window_end <= current_watermark() must reach the windowed view itself: put window_end \
+                         into the PARTITION BY, GROUP BY and joins that stand between"
+                }
             };
             return Err(self.error(place, error).hint(hint));
         }

@@ -17,9 +17,8 @@ use datafusion::logical_expr::{
 
 /// The expression; `shift` may be a column.
 pub fn window_bin(time: Expr, slide: i64, shift: Expr) -> Expr {
-    static FUNCTION: LazyLock<ScalarUDF> = LazyLock::new(|| {
-        ScalarUDF::new_from_impl(WindowBin { signature: Signature::any(3, Volatility::Immutable) })
-    });
+    static FUNCTION: LazyLock<ScalarUDF> =
+        LazyLock::new(|| ScalarUDF::new_from_impl(WindowBin { signature: Signature::any(3, Volatility::Immutable) }));
     FUNCTION.call(vec![time, lit(slide), shift])
 }
 
@@ -108,7 +107,8 @@ mod tests {
     #[test]
     fn every_time_has_a_bin() {
         let shift = |micros| ColumnarValue::Scalar(ScalarValue::Int64(Some(micros)));
-        let times = TimestampMicrosecondArray::from(vec![Some(-1), Some(0), Some(12), None, Some(i64::MIN), Some(i64::MAX)]);
+        let times =
+            TimestampMicrosecondArray::from(vec![Some(-1), Some(0), Some(12), None, Some(i64::MIN), Some(i64::MAX)]);
         let found = bins(Arc::new(times.clone()), 5, shift(0));
         let end = i64::MAX - i64::MAX % 5;
         let expected = vec![Some(-5), Some(0), Some(10), None, Some(i64::MIN), Some(end)];

@@ -218,11 +218,7 @@ impl Windows {
 
     /// Points every scan of a windowed view in an optimized plan at the rows it is to read: the closed windows where the
     /// plan asks for no others, else `open`. Tells what it found.
-    pub fn demand(
-        &mut self,
-        plan: LogicalPlan,
-        open: Rows,
-    ) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
+    pub fn demand(&mut self, plan: LogicalPlan, open: Rows) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
         let mut seen = BTreeSet::new();
         let pointed = plan.transform_down_with_subqueries(|node| {
             let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };

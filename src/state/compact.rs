@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn a_part_does_not_hold_the_strings_of_the_whole() {
-        let texts: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..1_000).map(|i| format!("a long text {i:05}"))));
+        let texts: ArrayRef =
+            Arc::new(StringViewArray::from_iter_values((0..1_000).map(|i| format!("a long text {i:05}"))));
         let item = Arc::new(Field::new("item", DataType::Utf8View, true));
         let offsets = OffsetBuffer::from_lengths(std::iter::repeat_n(1, 1_000));
         let lists: ArrayRef = Arc::new(ListArray::new(item, offsets, Arc::clone(&texts), None));

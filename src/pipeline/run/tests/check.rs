@@ -44,10 +44,18 @@ async fn bounds_of_a_window_below_the_aggregate_of_a_hop() {
     let hop = "FROM HOP(kafka.events, ts, INTERVAL '5 seconds', INTERVAL '1 minute')";
     let insert = "INSERT INTO db.counts SELECT * FROM w;";
     for view in [
-        format!("SELECT window_start, window_end, k, count(*) AS n {hop}\nWHERE ts < window_end - INTERVAL '1 second' GROUP BY window_start, window_end, k"),
-        format!("SELECT window_start, window_end, k, count(*) FILTER (WHERE ts > window_start + INTERVAL '1 second') AS n {hop}\nGROUP BY window_start, window_end, k"),
-        format!("SELECT window_start, window_end, k, count(*) AS n\nFROM (SELECT *, window_end - ts AS rest {hop}) GROUP BY window_start, window_end, k"),
-        format!("SELECT min(window_start) AS window_start, window_end, k, count(*) AS n {hop}\nGROUP BY window_end, k, date_trunc('minute', window_start), window_start"),
+        format!(
+            "SELECT window_start, window_end, k, count(*) AS n {hop}\nWHERE ts < window_end - INTERVAL '1 second' GROUP BY window_start, window_end, k"
+        ),
+        format!(
+            "SELECT window_start, window_end, k, count(*) FILTER (WHERE ts > window_start + INTERVAL '1 second') AS n {hop}\nGROUP BY window_start, window_end, k"
+        ),
+        format!(
+            "SELECT window_start, window_end, k, count(*) AS n\nFROM (SELECT *, window_end - ts AS rest {hop}) GROUP BY window_start, window_end, k"
+        ),
+        format!(
+            "SELECT min(window_start) AS window_start, window_end, k, count(*) AS n {hop}\nGROUP BY window_end, k, date_trunc('minute', window_start), window_start"
+        ),
     ] {
         refuses(&format!("\nCREATE VIEW w AS {view};\n{insert}"), 2, &["bounds of the window", "HAVING"]).await;
     }
@@ -71,14 +79,23 @@ async fn what_cannot_be_kept_is_refused_once_in_the_view() {
     )
     .await;
     refuses(
-        &view(&format!("{counts} TUMBLE(kafka.events, ts, INTERVAL '5 seconds') GROUP BY ROLLUP (window_start, window_end, k)")),
+        &view(&format!(
+            "{counts} TUMBLE(kafka.events, ts, INTERVAL '5 seconds') GROUP BY ROLLUP (window_start, window_end, k)"
+        )),
         2,
         &["ROLLUP"],
     )
     .await;
-    refuses(&view(&format!("{counts} TUMBLE(kafka.clockless, ts, INTERVAL '5 seconds') {by}")), 2, &["kafka.clockless has no watermark", "watermark.column"]).await;
     refuses(
-        &view(&format!("{counts} TUMBLE(kafka.events, ts, INTERVAL '5 seconds') WHERE k IN (SELECT k FROM kafka.clicks) {by}")),
+        &view(&format!("{counts} TUMBLE(kafka.clockless, ts, INTERVAL '5 seconds') {by}")),
+        2,
+        &["kafka.clockless has no watermark", "watermark.column"],
+    )
+    .await;
+    refuses(
+        &view(&format!(
+            "{counts} TUMBLE(kafka.events, ts, INTERVAL '5 seconds') WHERE k IN (SELECT k FROM kafka.clicks) {by}"
+        )),
         2,
         &["one unbounded table"],
     )
@@ -102,10 +119,9 @@ async fn what_cannot_be_kept_is_refused_once_in_the_view() {
     )
     .await;
     refuses(
-        &format!("{}SELECT * FROM w;\n{}", "CREATE VIEW w AS SELECT * FROM kafka.events;\nCREATE VIEW x AS ", "").replace(
-            "SELECT * FROM w",
-            &format!("{counts} TUMBLE(d, ts, INTERVAL '5 seconds') {by}"),
-        ).replace("CREATE VIEW x", "CREATE VIEW d AS SELECT DISTINCT k, ts FROM w; CREATE VIEW x"),
+        &format!("{}SELECT * FROM w;\n{}", "CREATE VIEW w AS SELECT * FROM kafka.events;\nCREATE VIEW x AS ", "")
+            .replace("SELECT * FROM w", &format!("{counts} TUMBLE(d, ts, INTERVAL '5 seconds') {by}"))
+            .replace("CREATE VIEW x", "CREATE VIEW d AS SELECT DISTINCT k, ts FROM w; CREATE VIEW x"),
         2,
         &["DISTINCT"],
     )
@@ -114,7 +130,11 @@ async fn what_cannot_be_kept_is_refused_once_in_the_view() {
 
 #[tokio::test]
 async fn calls_of_tumble_and_hop_that_make_no_windows() {
-    let call = |call: &str| format!("CREATE VIEW w AS SELECT window_start, count(*) AS n FROM\n{call} GROUP BY window_start; INSERT INTO kafka.lines SELECT 'x', 1 FROM kafka.events");
+    let call = |call: &str| {
+        format!(
+            "CREATE VIEW w AS SELECT window_start, count(*) AS n FROM\n{call} GROUP BY window_start; INSERT INTO kafka.lines SELECT 'x', 1 FROM kafka.events"
+        )
+    };
     for (from, says) in [
         ("TUMBLE(kafka.events, ts, INTERVAL '1 month')", "no fixed length"),
         ("TUMBLE(kafka.events, id, INTERVAL '1 minute')", "column id is BIGINT, not TIMESTAMP"),
@@ -192,7 +212,12 @@ async fn aggregates_outside_windows() {
 
 #[tokio::test]
 async fn what_no_replay_could_give_again() {
-    refuses("INSERT INTO kafka.lines SELECT k, id\nFROM kafka.events WHERE random() < 0.5;", 1, &["random()", "replay"]).await;
+    refuses(
+        "INSERT INTO kafka.lines SELECT k, id\nFROM kafka.events WHERE random() < 0.5;",
+        1,
+        &["random()", "replay"],
+    )
+    .await;
     refuses("INSERT INTO kafka.lines SELECT uuid(), id FROM kafka.events;", 1, &["uuid()"]).await;
     let below = "CREATE VIEW s AS SELECT *, random() AS r FROM kafka.events;
 CREATE VIEW w AS SELECT window_start, window_end, k, count(*) FILTER (WHERE r < 0.5) AS n
@@ -203,11 +228,21 @@ INSERT INTO db.counts SELECT * FROM w;";
 
 #[tokio::test]
 async fn types_and_tables_of_an_insert() {
-    refuses("INSERT INTO kafka.lines SELECT k, CAST(id AS DOUBLE) AS d\nFROM kafka.events;", 1, &["column n of kafka.lines is BIGINT", "DOUBLE", "CAST("]).await;
+    refuses(
+        "INSERT INTO kafka.lines SELECT k, CAST(id AS DOUBLE) AS d\nFROM kafka.events;",
+        1,
+        &["column n of kafka.lines is BIGINT", "DOUBLE", "CAST("],
+    )
+    .await;
     refuses("INSERT INTO kafka.times SELECT ts FROM kafka.events;", 1, &["TIMESTAMPTZ", "TIMESTAMP"]).await;
     refuses("INSERT INTO kafka.lines SELECT k FROM kafka.events;", 1, &["takes 2 columns", "k, n"]).await;
     refuses("INSERT INTO kafka.lines (k, m) SELECT k, id FROM kafka.events;", 1, &["no column m"]).await;
-    refuses("INSERT INTO kafka.line SELECT k, id FROM kafka.events;", 1, &["not declared", "did you mean kafka.lines?"]).await;
+    refuses(
+        "INSERT INTO kafka.line SELECT k, id FROM kafka.events;",
+        1,
+        &["not declared", "did you mean kafka.lines?"],
+    )
+    .await;
     let own = "INSERT INTO db.totals SELECT k, id FROM kafka.events;\nINSERT INTO kafka.lines SELECT e.k, t.n FROM kafka.events e JOIN db.totals t ON t.k = e.k;";
     refuses(own, 2, &["db.totals is written by this program"]).await;
     let below = "INSERT INTO db.totals SELECT k, id FROM kafka.events;
@@ -225,9 +260,8 @@ FROM TUMBLE(kafka.clicks, ts, INTERVAL '5 seconds') GROUP BY window_start, windo
         "{TUMBLING}{clicks}INSERT INTO db.counts SELECT w.window_start, w.window_end, w.k, w.n FROM w JOIN c USING (window_start, window_end, k);"
     );
     refuses(&joined, 5, &["several unbounded tables", "by itself"]).await;
-    let late = format!(
-        "{TUMBLING}INSERT INTO kafka.lines SELECT k, id FROM LATE(w) UNION ALL SELECT k, 1 FROM kafka.clicks;"
-    );
+    let late =
+        format!("{TUMBLING}INSERT INTO kafka.lines SELECT k, id FROM LATE(w) UNION ALL SELECT k, 1 FROM kafka.clicks;");
     refuses(&late, 3, &["LATE(view) cannot be read together"]).await;
 }
 

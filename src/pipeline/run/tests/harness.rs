@@ -72,10 +72,8 @@ pub fn default_settings() -> Settings {
 
 /// Plans `tables.sql` ([`EVENTS`] and more) and `queries.sql`.
 pub async fn plan(tables: &str, queries: &str) -> Result<Program> {
-    let texts = vec![
-        ("tables.sql".to_string(), format!("{EVENTS}{tables}")),
-        ("queries.sql".to_string(), queries.to_string()),
-    ];
+    let texts =
+        vec![("tables.sql".to_string(), format!("{EVENTS}{tables}")), ("queries.sql".to_string(), queries.to_string())];
     let files = Files::from_stored(texts, &nothing);
     let (statements, settings) = statements(&files)?;
     Program::plan(files, statements, settings).await
@@ -266,7 +264,8 @@ impl Sim {
         self.watermark = Watermark::new(self.program.sources[0].watermark.clone(), self.commit.as_ref(), now);
         let mut stores = stores(&self.program);
         let state = self.program.state();
-        let images = self.snapshot.iter().map(|image| (image, true)).chain(self.deltas.iter().map(|image| (image, false)));
+        let images =
+            self.snapshot.iter().map(|image| (image, true)).chain(self.deltas.iter().map(|image| (image, false)));
         for (bytes, snapshot) in images {
             let mut sections = image::read(bytes).unwrap();
             for store in &mut stores {

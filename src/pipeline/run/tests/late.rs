@@ -27,7 +27,11 @@ fn at(seconds: i64) -> String {
 
 #[tokio::test]
 async fn a_late_event_is_counted_where_it_still_can_be() {
-    let mut sim = Sim::start(&tables(), &queries("HOP(checked, ts, INTERVAL '5 seconds', INTERVAL '20 seconds')", "WHERE id <> 9")).await;
+    let mut sim = Sim::start(
+        &tables(),
+        &queries("HOP(checked, ts, INTERVAL '5 seconds', INTERVAL '20 seconds')", "WHERE id <> 9"),
+    )
+    .await;
     sim.batch(&step(31, vec![event(1, "a", 31)])).await.unwrap(); // watermark 28
     let mut unwanted = event(4, "a", 1);
     unwanted.v = None;

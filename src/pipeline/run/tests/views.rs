@@ -90,8 +90,11 @@ async fn now_is_when_the_batch_was_planned() {
     let queries = "INSERT INTO kafka.stamps SELECT id, now(), current_date() FROM kafka.events WHERE ts < now();
                    INSERT INTO kafka.stamps SELECT id, current_timestamp, current_date FROM kafka.events";
     let mut sim = Sim::start(&tables(), queries).await;
-    for (seconds, stamp, day) in [(10, "2026-01-01T00:00:10Z", "2026-01-01"), (86_420, "2026-01-02T00:00:20Z", "2026-01-02")] {
-        let done = sim.batch(&step(seconds, vec![event(1, "a", seconds - 1), event(2, "a", seconds + 1)])).await.unwrap();
+    for (seconds, stamp, day) in
+        [(10, "2026-01-01T00:00:10Z", "2026-01-01"), (86_420, "2026-01-02T00:00:20Z", "2026-01-02")]
+    {
+        let done =
+            sim.batch(&step(seconds, vec![event(1, "a", seconds - 1), event(2, "a", seconds + 1)])).await.unwrap();
         let row = |id: &str| vec![id.to_string(), stamp.into(), day.into()];
         assert_same(done.rows(0), vec![row("1")], "now() in SELECT and WHERE");
         assert_same(done.rows(1), vec![row("1"), row("2")], "current_timestamp");
@@ -106,7 +109,8 @@ async fn a_date_bin_is_a_window() {
         INSERT INTO kafka.closed SELECT start, start + INTERVAL '10 seconds', k, n FROM w
           WHERE start + INTERVAL '10 seconds' <= current_watermark()";
     let mut sim = Sim::start(&tables(), queries).await;
-    let rows: Vec<_> = sim.program.inserts.iter().map(|insert| insert.rows.iter().copied().collect::<Vec<_>>()).collect();
+    let rows: Vec<_> =
+        sim.program.inserts.iter().map(|insert| insert.rows.iter().copied().collect::<Vec<_>>()).collect();
     assert_eq!(rows, [vec![Rows::Changed], vec![Rows::Closed]]);
     sim.batch(&step(5, vec![event(1, "a", 5)])).await.unwrap();
     let done = sim.batch(&step(9, vec![event(2, "a", 9)])).await.unwrap();
@@ -193,7 +197,10 @@ async fn state_that_does_not_fit_into_memory_is_an_error() {
         let events = (0..100).map(|id| Event { t: Some(text.clone()), ..event(batch * 100 + id, "a", 1) });
         if let Err(error) = sim.batch(&step(1, events.collect())).await {
             let error = error.to_string();
-            assert!(batch > 5 && error.contains("does not fit into memory") && error.contains("poundlock.memory"), "{error}");
+            assert!(
+                batch > 5 && error.contains("does not fit into memory") && error.contains("poundlock.memory"),
+                "{error}"
+            );
             return;
         }
     }
@@ -239,7 +246,9 @@ async fn approximate_percentiles_stay_within_their_error() {
 async fn cost_of_a_batch_with_many_keys() {
     let hop = counts("HOP(kafka.events, ts, INTERVAL '5 seconds', INTERVAL '1 minute')");
     let changed = format!("INSERT INTO db.counts {hop}");
-    let closed = format!("CREATE VIEW w AS {hop}; INSERT INTO kafka.closed SELECT * FROM w WHERE window_end <= current_watermark()");
+    let closed = format!(
+        "CREATE VIEW w AS {hop}; INSERT INTO kafka.closed SELECT * FROM w WHERE window_end <= current_watermark()"
+    );
     let whole = format!(
         "CREATE VIEW w AS {hop}; INSERT INTO db.counts SELECT window_start, window_end, k, sum(n) OVER (PARTITION BY window_start) FROM w"
     );
@@ -251,7 +260,11 @@ async fn cost_of_a_batch_with_many_keys() {
             let events = (0..1_000).map(|_| {
                 id += 1;
                 let key = (id * 7_919) % 5_000;
-                Event { k: Some(format!("user {key}")), ts: Some(T0 + batch * 2 * SECOND + id % 1_000), ..event(id, "", 0) }
+                Event {
+                    k: Some(format!("user {key}")),
+                    ts: Some(T0 + batch * 2 * SECOND + id % 1_000),
+                    ..event(id, "", 0)
+                }
             });
             let step = step(batch * 2, events.collect());
             let began = Instant::now();

@@ -86,6 +86,6 @@ pub struct InsertCommit {
 pub struct ViewAccount {
     /// Pairs of (input row, window that was closed before it came).
     pub late: u64,
-    /// Rows too far ahead of the clock to be believed.
+    /// Pairs of (input row, window) of rows too far ahead of the clock to be believed.
     pub ahead: u64,
 }

@@ -15,6 +15,8 @@ pub mod rows;
 
 pub mod run;
 
+mod refused;
+
 pub mod dead_letters;
 
 pub mod dimension;

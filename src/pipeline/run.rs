@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
-use arrow::compute::{cast, filter_record_batch, max};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{cast, max};
 use arrow::datatypes::{Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::error::DataFusionError;
@@ -19,17 +19,19 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::collect;
 use tokio::task::JoinSet;
 
+use super::refused::{Failure, Part, stopped};
 use super::rows;
 use crate::checkpoint::record::ViewAccount;
 use crate::connector::{Chunk, InsertRows};
 use crate::sql::Program;
 use crate::sql::functions::{AHEAD_LIMIT, CURRENT_WATERMARK, PLANNED_AT, WATERMARK_BEFORE, timestamp_type};
+use crate::sql::windowed::Rows;
 use crate::state::panes::Params;
 use crate::state::{Bounds, Delta, PaneStore};
 use crate::{Error, Result};
 
 /// So many rows of a batch may be refused by queries; more is a fault of the SQL, not of the data.
-const REFUSED_MAX: usize = 1_000;
+pub(super) const REFUSED_MAX: usize = 1_000;
 
 /// One source's part of a batch.
 #[derive(Debug, Clone)]
@@ -76,6 +78,8 @@ pub struct Runner {
     stores: Vec<PaneStore>,
     /// Schemas that rows are handed on in: the table's, all nullable.
     schemas: Vec<SchemaRef>,
+    /// For the window state, whose bytes must come out the same again: one partition, so one order.
+    single: Arc<SessionState>,
 }
 
 impl Runner {
@@ -85,7 +89,9 @@ impl Runner {
             Arc::new(Schema::new(fields.collect::<Vec<_>>()))
         };
         let schemas = program.inserts.iter().map(|insert| nullable(&insert.table.schema)).collect();
-        Self { program, stores, schemas }
+        let mut single = program.state();
+        single.config_mut().options_mut().execution.target_partitions = 1;
+        Self { program, stores, schemas, single: Arc::new(single) }
     }
 
     pub fn stores(&self) -> &[PaneStore] {
@@ -96,62 +102,91 @@ impl Runner {
     /// A query failed other than by single rows, or refuses too many of them. The state is as it was.
     pub async fn run(&self, batch: &Batch) -> Result<Outcome> {
         let state = Arc::new(self.program.state());
-        let first = self.try_run(batch, &state).await;
-        let outcome = match first {
-            Err(Failure { error, rows: true, place }) => {
-                let (cleaned, refused) = self.without_refused(batch, &state).await?;
-                match self.try_run(&cleaned, &state).await {
-                    Ok(mut outcome) if !refused.is_empty() => {
-                        outcome.refused = refused;
-                        Ok(outcome)
-                    }
-                    Ok(outcome) => Ok(outcome),
-                    Err(_) if refused.is_empty() => Err(stopped(batch, &error, &place)),
-                    Err(failure) => Err(stopped(batch, &failure.error, &failure.place)),
-                }
-            }
-            Err(failure) => Err(stopped(batch, &failure.error, &failure.place)),
-            Ok(outcome) => Ok(outcome),
-        };
+        let outcome = self.run_without_refused(batch, &state).await;
         self.unpin();
         outcome
     }
 
+    async fn run_without_refused(&self, batch: &Batch, state: &Arc<SessionState>) -> Result<Outcome> {
+        let mut refused = Vec::new();
+        let mut cleaned = batch.clone();
+        // Each time round, one part of the program has been freed of all rows that it refuses.
+        for _ in 0..=self.stores.len() + self.program.inserts.len() {
+            let failure = match self.try_run(&cleaned, state).await {
+                Ok(mut outcome) => {
+                    refused.sort_by_key(|row: &RefusedRow| (row.source.clone(), row.partition, row.offset));
+                    outcome.refused = refused;
+                    return Ok(outcome);
+                }
+                Err(failure) => failure,
+            };
+            let found = self.refuse(&mut cleaned, &failure, REFUSED_MAX - refused.len(), state).await?;
+            if found.is_empty() {
+                return Err(stopped(batch, &failure));
+            }
+            refused.extend(found);
+        }
+        Err(Error::internal("a batch without the rows that its queries refuse still fails"))
+    }
+
     /// Makes a batch part of the window state.
     pub async fn apply(&mut self, deltas: Vec<Delta>, after: &BTreeMap<String, Option<i64>>) -> Result<()> {
-        let state = self.program.state();
         for (store, delta) in self.stores.iter_mut().zip(deltas) {
             let after = after.get(&store.definition().source).copied().flatten().unwrap_or(i64::MIN);
-            store.apply(delta, after, &state).await?;
+            store.apply(delta, after, &self.single).await.map_err(|error| {
+                let error =
+                    Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
+                error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
+            })?;
         }
         Ok(())
     }
 
     async fn try_run(&self, batch: &Batch, state: &Arc<SessionState>) -> std::result::Result<Outcome, Failure> {
         self.pin(batch);
-        let (deltas, views) = self.windows(batch, state).await?;
+        let (deltas, views) = self.windows(batch).await?;
         let mut running = JoinSet::new();
-        for (number, insert) in self.program.inserts.iter().enumerate() {
-            let plan = insert.plan.clone();
-            let params = self.params(batch, &insert.sources);
-            let (state, schema) = (Arc::clone(state), Arc::clone(&self.schemas[number]));
-            let sorted = !insert.in_source_order;
-            running.spawn(async move { (number, insert_rows(plan, params, &state, schema, sorted).await) });
+        for number in 0..self.program.inserts.len() {
+            let rows = self.insert_rows(number, batch);
+            // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
+            // of floating-point numbers, and so the hash of a replay, depend on it.
+            let row_wise = self.program.inserts[number].row_wise_over.is_some();
+            let state = Arc::clone(if row_wise { state } else { &self.single });
+            running.spawn(async move { (number, rows.collect(&state).await) });
         }
         let mut results = BTreeMap::new();
         while let Some(joined) = running.join_next().await {
             let (number, result) = joined.map_err(|e| Failure::internal(&e))?;
-            let place = || self.program.inserts[number].place.clone();
-            results.insert(number, result.map_err(|error| Failure::of(error, place()))?);
+            results.insert(number, result);
         }
-        let inserts = results.into_iter().map(|(insert, (rows, hash))| {
-            let table = Arc::clone(&self.program.inserts[insert].table);
-            InsertRows { insert, table, rows, hash }
-        });
-        Ok(Outcome { inserts: inserts.collect(), deltas, views, refused: vec![] })
+        let mut inserts = Vec::with_capacity(results.len());
+        for (insert, result) in results {
+            // The first in the order of the program, so that a replay refuses the same rows for the same reason.
+            let (rows, hash) = result.map_err(|error| self.failure_of_insert(error, insert))?;
+            inserts.push(InsertRows { insert, table: Arc::clone(&self.program.inserts[insert].table), rows, hash });
+        }
+        Ok(Outcome { inserts, deltas, views, refused: vec![] })
     }
 
-    fn pin(&self, batch: &Batch) {
+    pub(super) fn insert_rows(&self, number: usize, batch: &Batch) -> InsertQuery {
+        let insert = &self.program.inserts[number];
+        // More than one partition come back in any order.
+        let in_order = insert.in_source_order && self.program.settings.target_partitions == 1;
+        InsertQuery {
+            plan: insert.plan.clone(),
+            params: self.params(batch, &insert.sources),
+            schema: Arc::clone(&self.schemas[number]),
+            sorted: !in_order,
+        }
+    }
+
+    pub(super) fn failure_of_insert(&self, error: DataFusionError, number: usize) -> Failure {
+        let insert = &self.program.inserts[number];
+        let part = insert.row_wise_over.as_ref().map(|_| Part::Insert(number));
+        Failure { error, part, place: insert.place.clone() }
+    }
+
+    pub(super) fn pin(&self, batch: &Batch) {
         for source in &self.program.sources {
             let chunks = batch.sources.get(&source.table.name).map_or(&[][..], |source| &source.chunks);
             source.pinned.pin(chunks.iter().map(|chunk| chunk.rows.clone()).collect());
@@ -167,31 +202,57 @@ impl Runner {
     async fn windows(
         &self,
         batch: &Batch,
-        state: &SessionState,
     ) -> std::result::Result<(Vec<Delta>, BTreeMap<String, ViewAccount>), Failure> {
-        let views = &self.program.windows.views;
         let mut deltas = Vec::with_capacity(self.stores.len());
-        for (number, store) in self.stores.iter().enumerate() {
-            let definition = store.definition();
-            let bounds = bounds(batch, &definition.source);
-            let params = self.params(batch, &[definition.source.clone()].into());
-            let sizes = views.iter().filter(|view| view.store == number).map(|view| view.size);
-            let name = views.iter().find(|view| view.store == number).map_or("", |view| &view.name);
-            let delta = store.delta(state, bounds, params, sizes).await;
-            deltas.push(delta.map_err(|error| Failure::of(error, format!("windowed view {name}")))?);
+        for number in 0..self.stores.len() {
+            deltas.push(self.delta(number, batch).await?);
+        }
+        let state = self.single.clone();
+        let views = &self.program.windows.views;
+        // Views of one source show the same windows in the same batch, so that they can be joined on them.
+        let mut changed: BTreeMap<(&str, i64), BTreeSet<i64>> = BTreeMap::new();
+        for view in views {
+            let (store, delta) = (&self.stores[view.store], &deltas[view.store]);
+            let source = store.definition().source.as_str();
+            let here = store.changed(view.size, delta, bounds(batch, source));
+            changed.entry((source, view.size)).or_default().extend(here);
         }
         let mut accounts = BTreeMap::new();
         for view in views {
             let (store, delta) = (&self.stores[view.store], &deltas[view.store]);
-            let bounds = bounds(batch, &store.definition().source);
+            let source = store.definition().source.as_str();
+            let bounds = bounds(batch, source);
             for (wanted, table) in &view.demands {
-                let rows = store.rows(view, *wanted, delta, bounds, state).await;
-                table.pin(rows.map_err(|error| Failure::of(error, format!("windowed view {}", view.name)))?);
+                let own;
+                let changed = match wanted {
+                    Rows::Changed => {
+                        own = store.changed(view.size, delta, bounds);
+                        &own
+                    }
+                    Rows::Whole | Rows::Closed => &changed[&(source, view.size)],
+                };
+                let rows = store.rows(view, *wanted, changed, delta, bounds, &state).await;
+                table.pin(rows.map_err(|error| Failure::whole(error, format!("windowed view {}", view.name)))?);
             }
             let late = delta.late.get(&view.size).copied().unwrap_or(0);
-            accounts.insert(view.name.clone(), ViewAccount { late, ahead: delta.ahead });
+            let windows = u64::try_from(view.size / store.definition().slide).unwrap_or(1);
+            accounts.insert(view.name.clone(), ViewAccount { late, ahead: delta.ahead * windows });
         }
         Ok((deltas, accounts))
+    }
+
+    /// What the rows that are pinned add to a store.
+    pub(super) async fn delta(&self, number: usize, batch: &Batch) -> std::result::Result<Delta, Failure> {
+        let (store, views) = (&self.stores[number], &self.program.windows.views);
+        let source = &store.definition().source;
+        let of_store = || views.iter().filter(|view| view.store == number);
+        let params = self.params(batch, &[source.clone()].into());
+        let sizes = of_store().map(|view| view.size);
+        let delta = store.delta(&self.single, bounds(batch, source), params, sizes).await;
+        delta.map_err(|error| {
+            let names: Vec<&str> = of_store().map(|view| view.name.as_str()).collect();
+            Failure { error, part: Some(Part::Store(number)), place: format!("windowed view {}", names.join(", ")) }
+        })
     }
 
     fn params(&self, batch: &Batch, sources: &BTreeSet<String>) -> Params {
@@ -208,48 +269,6 @@ impl Runner {
             (name(PLANNED_AT), ScalarValue::TimestampMicrosecond(Some(batch.planned_at), Some("UTC".into()))),
         ]
     }
-
-    /// Halves the batch until every row that a query refuses stands alone; gives the batch without them.
-    async fn without_refused(&self, batch: &Batch, state: &Arc<SessionState>) -> Result<(Batch, Vec<RefusedRow>)> {
-        let mut cleaned = batch.clone();
-        let mut refused = Vec::new();
-        for (name, source) in &batch.sources {
-            let mut chunks = Vec::with_capacity(source.chunks.len());
-            for chunk in &source.chunks {
-                let mut keep = vec![true; chunk.rows.num_rows()];
-                let mut parts = vec![(0, keep.len())];
-                while let Some((from, to)) = parts.pop() {
-                    let probe = only(batch, name, slice(chunk, from, to));
-                    let Err(failure) = self.try_run(&probe, state).await else { continue };
-                    if !failure.rows {
-                        return Err(stopped(batch, &failure.error, &failure.place));
-                    }
-                    if to - from > 1 {
-                        let middle = from + (to - from) / 2;
-                        parts.extend([(middle, to), (from, middle)]);
-                        continue;
-                    }
-                    keep[from] = false;
-                    refused.push(RefusedRow {
-                        source: name.clone(),
-                        partition: chunk.partition,
-                        offset: chunk.offsets[from],
-                        row: chunk.rows.slice(from, 1),
-                        error: failure.error.strip_backtrace(),
-                    });
-                    if refused.len() > REFUSED_MAX {
-                        let error = stopped(batch, &failure.error, &failure.place);
-                        return Err(error.hint(format!("more than {REFUSED_MAX} rows of one batch fail like this")));
-                    }
-                }
-                chunks.extend(without(chunk, &keep)?);
-            }
-            if let Some(source) = cleaned.sources.get_mut(name) {
-                source.chunks = chunks;
-            }
-        }
-        Ok((cleaned, refused))
-    }
 }
 
 fn bounds(batch: &Batch, source: &str) -> Bounds {
@@ -261,101 +280,30 @@ fn bounds(batch: &Batch, source: &str) -> Bounds {
     }
 }
 
-async fn insert_rows(
+/// An INSERT with the values of a batch.
+pub(super) struct InsertQuery {
     plan: LogicalPlan,
     params: Params,
-    state: &SessionState,
     schema: SchemaRef,
     sorted: bool,
-) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
-    let plan = plan.with_param_values(params)?;
-    let plan = state.query_planner().create_physical_plan(&plan, state).await?;
-    let batches = collect(plan, state.task_ctx()).await?;
-    let filled = batches.into_iter().filter(|batch| batch.num_rows() > 0);
-    let recast = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec());
-    let mut batches = filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?;
-    let external = |e: Error| DataFusionError::External(Box::new(e));
-    if sorted {
-        batches = rows::sort(batches).map_err(external)?;
-    }
-    let hash = rows::hash(&batches).map_err(external)?;
-    Ok((batches, hash))
 }
 
-/// A failed query: whether single rows are to blame, and where it stands.
-struct Failure {
-    error: DataFusionError,
-    rows: bool,
-    place: String,
-}
-
-impl Failure {
-    fn of(error: DataFusionError, place: String) -> Self {
-        use arrow::error::ArrowError;
-        let rows = match error.find_root() {
-            DataFusionError::ArrowError(error, _) => matches!(
-                error.as_ref(),
-                ArrowError::CastError(_)
-                    | ArrowError::ParseError(_)
-                    | ArrowError::ComputeError(_)
-                    | ArrowError::DivideByZero
-                    | ArrowError::ArithmeticOverflow(_)
-                    | ArrowError::InvalidArgumentError(_)
-            ),
-            DataFusionError::Execution(_) => true,
-            _ => false,
-        };
-        Self { error, rows, place }
+impl InsertQuery {
+    /// Reads what is pinned now; the rows, and their hash.
+    pub async fn collect(self, state: &SessionState) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
+        let plan = self.plan.with_param_values(self.params)?;
+        let plan = state.query_planner().create_physical_plan(&plan, state).await?;
+        let batches = collect(plan, state.task_ctx()).await?;
+        let filled = batches.into_iter().filter(|batch| batch.num_rows() > 0);
+        let recast = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec());
+        let mut batches = filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?;
+        let external = |e: Error| DataFusionError::External(Box::new(e));
+        if self.sorted {
+            batches = rows::sort(batches).map_err(external)?;
+        }
+        let hash = rows::hash(&batches).map_err(external)?;
+        Ok((batches, hash))
     }
-
-    fn internal(error: &tokio::task::JoinError) -> Self {
-        let error = DataFusionError::Internal(format!("a query task ended: {error}"));
-        Self { error, rows: false, place: String::new() }
-    }
-}
-
-fn stopped(batch: &Batch, error: &DataFusionError, place: &str) -> Error {
-    let offsets = batch.sources.iter().flat_map(|(name, source)| {
-        source.chunks.iter().map(move |chunk| {
-            let (first, last) = (chunk.offsets.first(), chunk.offsets.last());
-            let offset = |o: Option<&i64>| o.map_or_else(String::new, i64::to_string);
-            format!("{name} partition {} offsets {}..={}", chunk.partition, offset(first), offset(last))
-        })
-    });
-    let mut offsets: Vec<String> = offsets.take(4).collect();
-    offsets.insert(0, format!("batch {}, {place}", batch.number));
-    Error::user("a query failed; nothing of the batch was written")
-        .at(offsets.join(", "))
-        .cause(error.strip_backtrace())
-        .hint("change the SQL and start again: the batch is planned anew with the new text")
-}
-
-fn only(batch: &Batch, source: &str, chunk: Chunk) -> Batch {
-    let mut probe = batch.clone();
-    for (name, other) in &mut probe.sources {
-        other.chunks = if name == source { vec![chunk.clone()] } else { vec![] };
-    }
-    probe
-}
-
-fn slice(chunk: &Chunk, from: usize, to: usize) -> Chunk {
-    Chunk {
-        partition: chunk.partition,
-        rows: chunk.rows.slice(from, to - from),
-        offsets: chunk.offsets.slice(from, to - from),
-        undecodable: 0,
-        bytes: 0,
-    }
-}
-
-fn without(chunk: &Chunk, keep: &[bool]) -> Result<Option<Chunk>> {
-    if keep.iter().all(|keep| *keep) {
-        return Ok(Some(chunk.clone()));
-    }
-    let rows = filter_record_batch(&chunk.rows, &BooleanArray::from(keep.to_vec()))?;
-    let kept = chunk.offsets.iter().zip(keep).filter(|(_, keep)| **keep).map(|(offset, _)| *offset);
-    let offsets: Vec<i64> = kept.collect();
-    Ok((!offsets.is_empty()).then(|| Chunk { rows, offsets: offsets.into(), ..chunk.clone() }))
 }
 
 /// The highest event time of each partition that is not after `limit`; µs.
@@ -375,3 +323,6 @@ pub fn maxima(chunks: &[Chunk], column: usize, limit: i64) -> Result<BTreeMap<i3
     }
     Ok(maxima)
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,8 @@ struct Partition {
 impl Watermark {
     /// Goes on from the last commit, or from nothing.
     pub fn new(spec: Option<WatermarkSpec>, last: Option<&SourceCommit>, now: i64) -> Self {
-        let partition = |p: &PartitionCommit| Partition { max_event_time: p.max_event_time, idle: p.idle, rows_at: now };
+        let partition =
+            |p: &PartitionCommit| Partition { max_event_time: p.max_event_time, idle: p.idle, rows_at: now };
         let partitions = last.iter().flat_map(|l| &l.partitions).map(|(id, p)| (*id, partition(p))).collect();
         Self { spec, value: last.and_then(|l| l.watermark), partitions }
     }
@@ -65,7 +66,8 @@ impl Watermark {
     /// Takes in a batch: `maxima` are the highest believable event times of its rows, by partition.
     pub fn advance(&mut self, plan: &SourcePlan, maxima: &BTreeMap<i32, i64>, now: i64) {
         for (id, range) in &plan.ranges {
-            let partition = self.partitions.entry(*id).or_insert_with(|| Partition { rows_at: now, ..Partition::default() });
+            let partition =
+                self.partitions.entry(*id).or_insert_with(|| Partition { rows_at: now, ..Partition::default() });
             partition.max_event_time = partition.max_event_time.max(maxima.get(id).copied());
             partition.idle = plan.idle.contains(id);
             if range.from != range.to {

@@ -36,6 +36,11 @@ pub fn placeholder(id: &str, data_type: DataType) -> Expr {
     Expr::Placeholder(Placeholder::new_with_field(id.to_string(), Some(field)))
 }
 
+/// Whether a function of this name gets its value from the batch.
+pub fn is_of_batch(name: &str) -> bool {
+    ["current_watermark", "now", "current_date", "current_time"].contains(&name)
+}
+
 /// Where the values come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BatchValues {

@@ -114,7 +114,9 @@ fn fits(from: &DataType, to: &DataType) -> bool {
         _ if bytes(from) && bytes(to) => true,
         (Int8 | Int16 | Int32 | UInt8 | UInt16 | UInt32, Int16 | Int32 | Int64) => width(from) <= width(to),
         (Float32 | Int8 | Int16 | Int32 | UInt8 | UInt16 | UInt32, Float64) => true,
-        (Decimal128(p, s), Decimal128(q, t)) => s <= t && i16::from(*p) - i16::from(*s) <= i16::from(*q) - i16::from(*t),
+        (Decimal128(p, s), Decimal128(q, t)) => {
+            s <= t && i16::from(*p) - i16::from(*s) <= i16::from(*q) - i16::from(*t)
+        }
         (Int8 | Int16 | Int32 | Int64, Decimal128(q, t)) => {
             let digits = match from {
                 Int8 => 3,

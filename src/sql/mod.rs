@@ -25,7 +25,15 @@ pub mod session;
 
 pub mod window_tvf;
 
+pub mod window_bin;
+
 pub mod windowed;
+
+mod paned;
+
+pub mod lineage;
+
+mod by_window;
 
 pub mod functions;
 

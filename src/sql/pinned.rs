@@ -112,7 +112,6 @@ impl TableProvider for PinnedTable {
         TableType::Base
     }
 
-
     /// "Only closed windows" is answered by the state, which then need not finish the open ones.
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         let support = |filter: &&Expr| match &self.kind {

@@ -9,19 +9,20 @@ use std::time::Duration;
 
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::view::ViewTable;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{DdlStatement, Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::functions::{BatchValues, CURRENT_WATERMARK};
+use super::by_window::{by_window, odd_watermark_test};
+use super::functions::{BatchValues, CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
+use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
 use super::pinned::{PinnedKind, PinnedTable};
 use super::session::{create_schema, schema_of, session};
 use super::settings::{Settings, configure};
 use super::statement::{Kind, Name, Parsed, Statement};
-use super::windowed::{Rows, Windows, row_wise, scans};
+use super::windowed::{Rows, Windows};
 use super::{Files, Place, define, explain};
 use crate::connector::options::duration;
 use crate::connector::{self, TableDefinition};
@@ -65,7 +66,9 @@ pub struct Insert {
     pub plan: LogicalPlan,
     /// The watermark in scope is the minimum over these.
     pub sources: BTreeSet<String>,
-    /// Each row comes of one row of the batch, in order: the rows need not be sorted to be numbered.
+    /// Each row comes of one row of this source, and of nothing else: a row that fails can be told from its neighbours.
+    pub row_wise_over: Option<String>,
+    /// The rows are those of the source, in its order: they need not be sorted to be numbered.
     pub in_source_order: bool,
     /// What it sees of windowed views; empty without any.
     pub rows: BTreeSet<Rows>,
@@ -92,7 +95,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Plans everything. Run it on a thread with a large stack ([`Program::plan_on_large_stack`]).
+    /// Plans everything; connects to nothing.
     ///
     /// # Errors
     /// All errors of all files, as one.
@@ -152,7 +155,6 @@ struct Planner<'a> {
     targets: BTreeSet<String>,
     tables: BTreeMap<String, Arc<TableDefinition>>,
     pinned: BTreeMap<String, Arc<PinnedTable>>,
-    time_columns: BTreeSet<String>,
     sources: Vec<SourceSpec>,
     dimensions: Vec<DimensionSpec>,
     inserts: Vec<Insert>,
@@ -175,7 +177,6 @@ impl<'a> Planner<'a> {
             targets: statements.iter().filter_map(target).collect(),
             tables: BTreeMap::new(),
             pinned: BTreeMap::new(),
-            time_columns: BTreeSet::new(),
             sources: vec![],
             dimensions: vec![],
             inserts: vec![],
@@ -245,11 +246,11 @@ impl<'a> Planner<'a> {
                 self.dead_letters = Some(Arc::clone(&definition));
             }
         }
-        if let Some(column) = definition.options.get("watermark.column") {
-            self.time_columns.insert(column.clone());
-        }
         if definition.unbounded && !written {
             let watermark = watermark_spec(&definition).map_err(|e| self.error(place, e))?;
+            if let Some(watermark) = &watermark {
+                self.windows.add_clock(&key, definition.schema.field(watermark.column).name());
+            }
             let (table, pinned) = (Arc::clone(&definition), Arc::clone(&pinned));
             self.sources.push(SourceSpec { table, pinned, watermark });
         } else if !written {
@@ -279,7 +280,7 @@ impl<'a> Planner<'a> {
         let options = state.config_options();
         let analyzed = state.analyzer().execute_and_check(input, options, |_, _| {});
         let analyzed = analyzed.map_err(|e| self.explain(&e, place))?;
-        self.windows.name(&analyzed, &name.to_string()).map_err(|e| self.explain(&e, place))
+        self.windows.view(&analyzed, &name.to_string(), &state).map_err(|e| self.explain(&e, place))
     }
 
     async fn insert(&mut self, target: &Name, parsed: &Parsed, place: &Place) -> Result<()> {
@@ -304,8 +305,11 @@ impl<'a> Planner<'a> {
             let error = format!("{function}() gives another value each time, so a replay of a batch would differ");
             return Err(self.error(place, error).hint("take it from the record, or derive it from its offset"));
         }
+        if self.windows.is_refused(&plan).map_err(explained)? {
+            return Ok(()); // said where the view is defined
+        }
         let label = format!("INSERT at {}", self.files.label(place));
-        let cut = self.windows.cut(plan, &label, &self.time_columns, &state);
+        let cut = self.windows.cut(plan, &label, &state);
         let plan = cut.map_err(|e| self.explain(&e, place))?;
         let plan = state.optimize(&plan).map_err(|e| self.explain(&e, place))?;
         if self.off.contains(&table.name) {
@@ -322,36 +326,88 @@ impl<'a> Planner<'a> {
             let error = format!("table {own} is written by this program, so an INSERT cannot read it yet");
             return Err(self.error(place, error).hint("read it with `poundlock sql`, or in a program of its own"));
         }
+        let sources = self.sources_of(&plan, &read, place)?;
         let keyed = connector::is_keyed(&table);
         let row_wise = row_wise(&plan);
-        let changed = keyed && row_wise && !uses_watermark(&plan).map_err(|e| explained(self, e))?;
-        let open = if changed { Rows::Changed } else { Rows::Whole };
+        let in_watermark = uses(&plan, CURRENT_WATERMARK).map_err(|e| explained(self, e))?;
+        let open = if keyed && row_wise && !in_watermark { Rows::Changed } else { Rows::Whole };
         let (plan, rows) = self.windows.demand(plan, open).map_err(|e| explained(self, e))?;
-        if !read.sources.is_empty() && !row_wise {
-            let message = "an aggregate, DISTINCT, OVER, LIMIT or join of streams outside a windowed view sees only \
-                           the rows of one micro-batch";
-            if !table.primary_key.is_empty() {
-                let hint = "aggregate over TUMBLE or HOP, so that it is kept from batch to batch";
-                return Err(self.error(place, format!("{message}, and would overwrite rows by key")).hint(hint));
-            }
-            self.warnings.push(format!("{}: {message}", self.files.label(place)));
+        self.per_batch(&plan, &read, row_wise, &table, place)?;
+        if in_watermark && rows.iter().any(|rows| *rows != Rows::Closed) && odd_watermark_test(&plan) {
+            self.warnings.push(format!(
+                "{}: a window is shown when it changes and when it closes, so rows may never pass a WHERE that asks \
+                 anything of current_watermark() but window_end <= current_watermark()",
+                self.files.label(place)
+            ));
         }
         if rows.iter().any(|rows| *rows != Rows::Closed) && !keyed {
             let error = format!(
                 "table {} only takes rows once, but the rows of an open window change from batch to batch",
                 table.name
             );
-            return Err(self.error(place, error).hint("add WHERE window_end <= current_watermark()"));
+            let hint = match in_watermark {
+                false => "add WHERE window_end <= current_watermark(), or start + INTERVAL '…' <= … for a date_bin",
+                true => {
+                    "WHERE window_end <= current_watermark() must reach the windowed view itself: put window_end \
+                         into the PARTITION BY, GROUP BY and joins that stand between"
+                }
+            };
+            return Err(self.error(place, error).hint(hint));
         }
-        let mut sources = read.sources.clone();
-        sources.extend(read.views.iter().map(|view| {
-            let store = self.windows.views[*view].store;
-            self.windows.stores[store].source.clone()
-        }));
-        let in_source_order = row_wise && read.views.is_empty() && read.sources.len() == 1;
+        let alone = row_wise && read.views.is_empty() && read.sources.len() == 1;
+        let row_wise_over = if alone { read.sources.first().cloned() } else { None };
+        let in_source_order = alone && in_order(&plan);
         let place = self.files.label(place);
-        self.inserts.push(Insert { table, place, plan, sources, in_source_order, rows });
+        self.inserts.push(Insert { table, place, plan, sources, row_wise_over, in_source_order, rows });
         Ok(())
+    }
+
+    /// What is computed over the rows of one batch only is a warning; into a table with a key, an error.
+    fn per_batch(
+        &mut self,
+        plan: &LogicalPlan,
+        read: &Scans,
+        row_wise: bool,
+        table: &TableDefinition,
+        place: &Place,
+    ) -> Result<()> {
+        let (message, hint) = if !read.sources.is_empty() && !row_wise {
+            (
+                "an aggregate, DISTINCT, OVER, LIMIT or join of streams outside a windowed view sees only the rows of \
+                 one micro-batch",
+                "aggregate over TUMBLE or HOP, so that it is kept from batch to batch",
+            )
+        } else if !read.views.is_empty() && !row_wise && !by_window(plan) {
+            (
+                "an aggregate, DISTINCT, OVER, LIMIT or join over windowed views that is not by window sees only the \
+                 windows of one micro-batch",
+                "put window_start into its GROUP BY, PARTITION BY or ON",
+            )
+        } else {
+            return Ok(());
+        };
+        if !table.primary_key.is_empty() {
+            return Err(self.error(place, format!("{message}, and would overwrite rows by key")).hint(hint));
+        }
+        self.warnings.push(format!("{}: {message}; {hint}", self.files.label(place)));
+        Ok(())
+    }
+
+    /// The sources that an INSERT reads, its windowed views included.
+    fn sources_of(&self, plan: &LogicalPlan, read: &Scans, place: &Place) -> Result<BTreeSet<String>> {
+        let of_view = |view: &usize| self.windows.stores[self.windows.views[*view].store].source.clone();
+        let of_views: BTreeSet<String> = read.views.iter().map(of_view).collect();
+        if of_views.len() > 1 {
+            let error = "windowed views of several unbounded tables cannot be read together: their windows close at \
+                         different times";
+            return Err(self.error(place, error).hint("INSERT from each by itself"));
+        }
+        let sources: BTreeSet<String> = read.sources.union(&of_views).cloned().collect();
+        if sources.len() > 1 && uses(plan, WATERMARK_BEFORE).map_err(|e| self.explain(&e, place))? {
+            let error = "LATE(view) cannot be read together with another unbounded table";
+            return Err(self.error(place, error).hint("INSERT from each by itself"));
+        }
+        Ok(sources)
     }
 
     /// Only what some INSERT reads is opened.
@@ -359,6 +415,9 @@ impl<'a> Planner<'a> {
         if self.inserts.is_empty() && self.errors.is_empty() {
             let error = Error::user("the files have no INSERT INTO, so there is nothing to run");
             self.errors.push(error.hint("INSERT INTO table SELECT … FROM source"));
+        }
+        if let Err(error) = self.windows.prune() {
+            self.errors.push(error.into());
         }
         let read: BTreeSet<String> = self.inserts.iter().flat_map(|insert| insert.sources.iter().cloned()).collect();
         self.sources.retain(|source| read.contains(&source.table.name));
@@ -370,14 +429,6 @@ impl<'a> Planner<'a> {
             }
         }
         self.dimensions.retain(|dimension| used.contains(&dimension.table.name));
-        for store in &self.windows.stores {
-            let timed = |s: &SourceSpec| s.table.name == store.source && s.watermark.is_some();
-            if !self.sources.iter().any(timed) && self.errors.is_empty() {
-                let error = format!("table {} has no watermark, so its windows could never close", store.source);
-                let error = Error::user(error).hint("add OPTIONS ('watermark.column' '…', 'watermark.delay' '…')");
-                self.errors.push(error);
-            }
-        }
     }
 }
 
@@ -387,7 +438,8 @@ fn watermark_spec(table: &TableDefinition) -> std::result::Result<Option<Waterma
         return Err(format!("option 'watermark.column' names {name:?}, which is no column of {}", table.name));
     };
     if !matches!(table.schema.field(column).data_type(), arrow::datatypes::DataType::Timestamp(_, _)) {
-        return Err(format!("watermark column {name} is no TIMESTAMP"));
+        let found = insert::sql_name(table.schema.field(column).data_type());
+        return Err(format!("watermark column {name} is {found}, not TIMESTAMP"));
     }
     let micros = |key: &str, default: Duration| {
         let value = match table.options.get(key) {
@@ -404,42 +456,4 @@ fn watermark_spec(table: &TableDefinition) -> std::result::Result<Option<Waterma
         idle: micros("watermark.idle", Duration::from_secs(60))?,
         max_ahead: micros("watermark.max_ahead", Duration::from_secs(3_600))?,
     }))
-}
-
-fn uses_watermark(plan: &LogicalPlan) -> datafusion::error::Result<bool> {
-    any_expression(plan, |expr| matches!(expr, Expr::Placeholder(p) if p.id == CURRENT_WATERMARK)).map(|f| f.is_some())
-}
-
-/// The first function in a plan whose value no replay could give again.
-fn unrepeatable(plan: &LogicalPlan) -> datafusion::error::Result<Option<String>> {
-    let ours = ["current_watermark", "now", "current_date", "current_time"];
-    let found = any_expression(plan, |expr| match expr {
-        Expr::ScalarFunction(f) => {
-            f.func.signature().volatility == Volatility::Volatile && !ours.contains(&f.func.name())
-        }
-        _ => false,
-    })?;
-    Ok(found.map(|expr| match expr {
-        Expr::ScalarFunction(f) => f.func.name().to_string(),
-        other => other.to_string(),
-    }))
-}
-
-fn any_expression(
-    plan: &LogicalPlan,
-    wanted: impl Fn(&Expr) -> bool,
-) -> datafusion::error::Result<Option<Expr>> {
-    let mut found = None;
-    plan.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            expr.apply(|expr| {
-                if wanted(expr) {
-                    found = Some(expr.clone());
-                    return Ok(TreeNodeRecursion::Stop);
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
-        })
-    })?;
-    Ok(found)
 }

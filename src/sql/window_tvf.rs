@@ -7,15 +7,13 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use datafusion::catalog::CatalogProviderList;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchemaRef, Result, ScalarValue, plan_err};
 use datafusion::datasource::provider_as_source;
-use datafusion::functions::datetime::expr_fn::date_bin;
-use datafusion::logical_expr::planner::{
-    PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning,
-};
+use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
 use datafusion::logical_expr::{
     Expr, ExprSchemable, Extension, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNodeCore, cast, lit, when,
 };
@@ -24,6 +22,8 @@ use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, FunctionArg, FunctionArgE
 use futures::FutureExt;
 
 use super::functions::{AHEAD_LIMIT, WATERMARK_BEFORE, placeholder, timestamp_type};
+use super::insert::sql_name;
+use super::window_bin::{in_units, window_bin};
 
 pub const WINDOW_START: &str = "window_start";
 pub const WINDOW_END: &str = "window_end";
@@ -50,7 +50,8 @@ pub struct WindowTvf {
 
 impl WindowTvf {
     fn try_new(input: LogicalPlan, time: Expr, slide: i64, size: i64, late: bool) -> Result<Self> {
-        let bounds = with_window(input.clone(), input.schema(), bin(slide, &time), size)?;
+        let shift = |micros: i64| window_bin(time.clone(), slide, lit(micros));
+        let bounds = with_window(input.clone(), input.schema(), shift(0), shift(size))?;
         let plan = if late { with_reason(bounds, lit("late"))? } else { bounds };
         let schema = Arc::clone(plan.schema());
         Ok(Self { input, time, slide, size, late, schema })
@@ -64,9 +65,8 @@ impl WindowTvf {
     /// Each row once, in the pane (of length `slide`) that holds it; rows without a time are in none.
     pub fn panes(&self) -> Result<LogicalPlan> {
         let input = LogicalPlanBuilder::from(self.input.clone()).filter(self.time.clone().is_not_null())?.build()?;
-        let start = bin(self.slide, &self.time);
         let mut columns: Vec<Expr> = self.input.schema().columns().into_iter().map(Expr::Column).collect();
-        let end = start.clone() + interval(self.slide);
+        let (start, end) = (self.bin(lit(0_i64)), self.bin(lit(self.slide)));
         columns.extend([start.alias(WINDOW_START), end.alias(WINDOW_END), self.time.clone().alias(PANE_TIME)]);
         LogicalPlanBuilder::from(input).project(columns)?.build()
     }
@@ -78,13 +78,18 @@ impl WindowTvf {
 
     fn expand(&self, input: LogicalPlan) -> Result<LogicalPlan> {
         if self.slide == self.size {
-            return with_window(input, self.input.schema(), bin(self.slide, &self.time), self.size);
+            return with_window(input, self.input.schema(), self.bin(lit(0_i64)), self.bin(lit(self.size)));
         }
-        let back = (0..self.size / self.slide).map(|k| vec![interval(k * self.slide)]).collect();
-        let offsets = LogicalPlanBuilder::values(back)?.alias("__hop")?.build()?;
-        let start = bin(self.slide, &self.time) - Expr::Column(Column::new(Some("__hop"), "column1"));
-        let crossed = LogicalPlanBuilder::from(input).cross_join(offsets)?.build()?;
-        with_window(crossed, self.input.schema(), start, self.size)
+        let ends = (1..=self.size / self.slide).map(|k| vec![lit(k * self.slide - self.size), lit(k * self.slide)]);
+        let ends = LogicalPlanBuilder::values(ends.collect())?.alias("__hop")?.build()?;
+        let shift = |column: &str| self.bin(Expr::Column(Column::new(Some("__hop"), column)));
+        let crossed = LogicalPlanBuilder::from(input).cross_join(ends)?.build()?;
+        with_window(crossed, self.input.schema(), shift("column1"), shift("column2"))
+    }
+
+    /// The start of the pane that holds a row, moved by so many µs.
+    fn bin(&self, shift: Expr) -> Expr {
+        window_bin(self.time.clone(), self.slide, shift)
     }
 
     /// The pairs that `LATE` shows, by `$watermark_before` and `$ahead_limit`. Rows are expanded only after those that
@@ -93,7 +98,7 @@ impl WindowTvf {
         let time_type = self.time.get_type(self.input.schema())?;
         let instant = |id| cast(placeholder(id, timestamp_type()), time_type.clone());
         let ahead = || self.time.clone().gt(instant(AHEAD_LIMIT));
-        let earliest_end = bin(self.slide, &self.time) + interval(self.slide);
+        let earliest_end = self.bin(lit(self.slide));
         let candidates = LogicalPlanBuilder::from(self.input.clone())
             .filter(self.time.clone().is_not_null().and(ahead().or(earliest_end.lt_eq(instant(WATERMARK_BEFORE)))))?
             .build()?;
@@ -115,14 +120,10 @@ pub fn interval(micros: i64) -> Expr {
     lit(ScalarValue::new_interval_mdn(0, 0, micros * 1_000))
 }
 
-fn bin(slide: i64, time: &Expr) -> Expr {
-    date_bin(interval(slide), time.clone(), lit(ScalarValue::TimestampNanosecond(Some(0), None)))
-}
-
-/// The columns `keep` of `input`, then the bounds of the window that begins at `start`.
-fn with_window(input: LogicalPlan, keep: &DFSchemaRef, start: Expr, size: i64) -> Result<LogicalPlan> {
+/// The columns `keep` of `input`, then the bounds of the window.
+fn with_window(input: LogicalPlan, keep: &DFSchemaRef, start: Expr, end: Expr) -> Result<LogicalPlan> {
     let mut columns: Vec<Expr> = keep.columns().into_iter().map(Expr::Column).collect();
-    columns.extend([start.clone().alias(WINDOW_START), (start + interval(size)).alias(WINDOW_END)]);
+    columns.extend([start.alias(WINDOW_START), end.alias(WINDOW_END)]);
     LogicalPlanBuilder::from(input).project(columns)?.build()
 }
 
@@ -243,15 +244,15 @@ fn window(
     let time = context.sql_to_expr(args[1].clone(), input.schema())?;
     let Expr::Column(column) = &time else { return plan_err!("{function}: {time} is not a column of the input") };
     let data_type = input.schema().qualified_field_from_column(column)?.1.data_type();
-    if !matches!(data_type, arrow::datatypes::DataType::Timestamp(_, _)) {
-        return plan_err!("{function}: column {} is {data_type}, not a TIMESTAMP", column.name);
-    }
+    let DataType::Timestamp(unit, _) = *data_type else {
+        return plan_err!("{function}: column {} is {}, not TIMESTAMP", column.name, sql_name(data_type));
+    };
     let mut micros = |arg: &SqlExpr| match context.sql_to_expr(arg.clone(), input.schema())? {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) if i.months == 0 && i.nanoseconds % 1_000 == 0 => {
             Ok(i64::from(i.days) * 86_400_000_000 + i.nanoseconds / 1_000)
         }
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(_)), _) => {
-            plan_err!("{function}: months and years have no fixed length, and windows are whole microseconds: {arg}")
+            plan_err!("{function}: {arg} has no fixed length in whole microseconds. Months and years vary; use days")
         }
         other => plan_err!("{function}: {other} is not an interval, such as INTERVAL '1 minute'"),
     };
@@ -260,6 +261,9 @@ fn window(
         return plan_err!(
             "{function}: the size must be a positive multiple of the slide, of {PANES_MAX} slides at most"
         );
+    }
+    if in_units(slide, unit).is_none() {
+        return plan_err!("{function}: {} is finer than column {}", &args[2], column.name);
     }
     let node = Arc::new(WindowTvf::try_new(input, time, slide, size, false)?);
     Ok(LogicalPlan::Extension(Extension { node }))
@@ -280,9 +284,9 @@ fn late_of(view: &ObjectName, plan: LogicalPlan) -> Result<LogicalPlan> {
             && reaches_window_tvf(&aggregate.input)
         {
             found = Some(aggregate.input.as_ref().clone());
-            return Ok(datafusion::common::tree_node::TreeNodeRecursion::Stop);
+            return Ok(TreeNodeRecursion::Stop);
         }
-        Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)
+        Ok(TreeNodeRecursion::Continue)
     })?;
     let Some(input) = found else {
         return plan_err!("late: {view} is not a windowed view (an aggregate over TUMBLE or HOP)");

@@ -12,7 +12,7 @@
 //!
 //! DataFusion hands out slices of one large buffer; what is kept here is copied first.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt32Array};
@@ -23,9 +23,11 @@ use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 
+use super::compact::compact;
 use crate::sql::functions::timestamp_type;
 use crate::sql::windowed::{PaneDefinition, Rows, View};
 
@@ -63,11 +65,13 @@ pub struct PaneStore {
     panes: BTreeMap<i64, Vec<States>>,
     /// Length of a list at which it is merged into one.
     compact_at: usize,
+    /// Its part of the memory that queries have, too.
+    reservation: Option<MemoryReservation>,
 }
 
 impl PaneStore {
     pub fn new(definition: Arc<PaneDefinition>, compact_at: usize) -> Self {
-        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2) }
+        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2), reservation: None }
     }
 
     pub fn definition(&self) -> &Arc<PaneDefinition> {
@@ -124,25 +128,32 @@ impl PaneStore {
         let oldest = starts.values().iter().min().copied().unwrap_or(i64::MAX);
         let newest = times.values().iter().max().copied().unwrap_or(i64::MIN);
         let all_in_time = oldest.saturating_add(definition.slide) > bounds.before && newest <= bounds.ahead_limit;
+        let all_in_time = all_in_time && starts.null_count() == 0;
         if all_in_time {
             return Ok((batch.num_rows() > 0).then_some(batch));
         }
         let mut keep = Vec::with_capacity(batch.num_rows());
-        for (start, time) in starts.values().iter().zip(times.values()) {
+        for (row, (start, time)) in starts.values().iter().zip(times.values()).enumerate() {
+            // `date_bin` has no bin for years that nanoseconds cannot hold: such a row is in no window.
+            let binned = starts.is_valid(row);
             let ahead = *time > bounds.ahead_limit;
             delta.ahead += u64::from(ahead);
             if !ahead {
+                let start = if binned { *start } else { i64::MIN };
                 for (size, late) in &mut delta.late {
-                    *late += missed(*start, definition.slide, *size, bounds.before);
+                    *late += missed(start, definition.slide, *size, bounds.before);
                 }
             }
-            keep.push(!ahead && start.saturating_add(definition.size_max) > bounds.before);
+            keep.push(binned && !ahead && start.saturating_add(definition.size_max) > bounds.before);
         }
         let kept = filter_record_batch(&batch, &BooleanArray::from(keep))?;
         Ok((kept.num_rows() > 0).then_some(kept))
     }
 
     /// Makes a batch's delta part of the state and forgets panes that no open window needs.
+    ///
+    /// # Errors
+    /// The state does not fit into the memory of the session any more.
     pub async fn apply(&mut self, delta: Delta, after: i64, state: &SessionState) -> Result<()> {
         let mut crowded = BTreeSet::new();
         for (pane, states) in delta.panes {
@@ -160,7 +171,10 @@ impl PaneStore {
             let merged = self.by_pane(&reduced)?.into_iter().map(|(_, states)| states).collect();
             self.panes.insert(pane, merged);
         }
-        Ok(())
+        let bytes = self.bytes();
+        let pool = &state.runtime_env().memory_pool;
+        let reservation = self.reservation.get_or_insert_with(|| MemoryConsumer::new("window state").register(pool));
+        reservation.try_resize(bytes)
     }
 
     /// Forgets panes that no window needs that is open at this watermark.
@@ -183,33 +197,42 @@ impl PaneStore {
         self.apply(delta, after, state).await
     }
 
-    /// The rows of a view that a batch shows, before its delta is applied. In the schema of the view.
+    /// The starts of the windows of this size that a batch changes and that are not closed before it.
+    pub fn changed(&self, size: i64, delta: &Delta, bounds: Bounds) -> BTreeSet<i64> {
+        let panes = delta.panes.iter().map(|(pane, _)| *pane);
+        panes.flat_map(|pane| self.windows_of(pane, size)).filter(|w| w.saturating_add(size) > bounds.before).collect()
+    }
+
+    fn windows_of(&self, pane: i64, size: i64) -> impl Iterator<Item = i64> {
+        let slide = self.definition.slide;
+        (0..size / slide).map(move |k| pane.saturating_sub(k * slide))
+    }
+
+    /// The rows of a view that a batch shows, before its delta is applied. In the schema of the view. `changed` are the
+    /// windows that the batch changed, here or in another view of the same source; with [`Rows::Changed`] only here.
     pub async fn rows(
         &self,
         view: &View,
         rows: Rows,
+        changed: &BTreeSet<i64>,
         delta: &Delta,
         bounds: Bounds,
         state: &SessionState,
     ) -> Result<Vec<RecordBatch>> {
-        let merge = Merge::new(self, delta);
+        let mut merge = Merge::new(self, delta);
+        let mut windows = if rows == Rows::Closed { BTreeSet::new() } else { changed.clone() };
+        if rows != Rows::Changed {
+            windows.extend(self.closing(view.size, &merge, bounds));
+        }
         let mut states = Vec::new();
-        for window in self.windows(view.size, rows, &merge, bounds) {
-            let panes: Vec<i64> = merge.between(window, window + view.size).collect();
-            let changed: Vec<i64> = panes.iter().copied().filter(|pane| merge.touched.contains_key(pane)).collect();
-            for pane in panes {
-                match rows {
-                    Rows::Whole | Rows::Closed => {
-                        for part in merge.states(pane) {
-                            states.push(self.as_window(&part.rows, window, view.size)?);
-                        }
-                    }
-                    Rows::Changed => {
-                        for part in merge.only(pane, &changed)?.iter() {
-                            states.push(self.as_window(part, window, view.size)?);
-                        }
-                    }
-                }
+        for window in windows {
+            let panes: Vec<i64> = merge.panes_of(window, view.size).collect();
+            let parts = match rows {
+                Rows::Whole | Rows::Closed => panes.iter().flat_map(|pane| merge.states(*pane)).collect(),
+                Rows::Changed => merge.changed(&panes)?,
+            };
+            for part in parts {
+                states.push(self.as_window(&part, window, view.size)?);
             }
         }
         let rows = self.reduce(AggregateMode::Final, states, state).await?;
@@ -218,28 +241,15 @@ impl PaneStore {
         rows.into_iter().map(recast).collect()
     }
 
-    /// The starts of the windows to show. A window that was closed before this batch is never shown again.
-    fn windows(&self, size: i64, rows: Rows, merge: &Merge, bounds: Bounds) -> BTreeSet<i64> {
-        let slide = self.definition.slide;
-        let mut windows = BTreeSet::new();
-        let mut add = |pane: i64, wanted: &dyn Fn(i64) -> bool| {
-            for k in 0..size / slide {
-                let window = pane - k * slide;
-                let end = window.saturating_add(size);
-                if end > bounds.before && wanted(end) {
-                    windows.insert(window);
-                }
-            }
+    /// The starts of the windows that close in a batch and have a row.
+    fn closing(&self, size: i64, merge: &Merge, bounds: Bounds) -> BTreeSet<i64> {
+        let closes = |window: &i64| {
+            let end = window.saturating_add(size);
+            bounds.before < end && end <= bounds.after
         };
-        if rows != Rows::Closed {
-            merge.touched.keys().for_each(|pane| add(*pane, &|_| true));
-        }
-        if rows != Rows::Changed {
-            // Only panes from which a window can close now: a pane's windows end in (pane, pane + size].
-            let closing = (bounds.before.saturating_sub(size), bounds.after);
-            merge.between(closing.0, closing.1).for_each(|pane| add(pane, &|end| end <= bounds.after));
-        }
-        windows
+        // A pane's windows end in (pane, pane + size].
+        let panes = merge.between(bounds.before.saturating_sub(size), bounds.after);
+        panes.into_iter().flat_map(|pane| self.windows_of(pane, size)).filter(closes).collect()
     }
 
     fn aggregate(
@@ -278,7 +288,7 @@ impl PaneStore {
             return Ok(batch.clone());
         }
         let mut columns = batch.columns().to_vec();
-        for (column, micros) in [(Some(d.start_column), window), (d.end_column, window + size)] {
+        for (column, micros) in [(Some(d.start_column), window), (d.end_column, window.saturating_add(size))] {
             let Some(column) = column else { continue };
             let value = ScalarValue::TimestampMicrosecond(Some(micros), None).cast_to(&d.time_type)?;
             columns[column] = value.to_array_of_size(batch.num_rows())?;
@@ -301,7 +311,7 @@ impl PaneStore {
         let mut panes = Vec::with_capacity(rows.len());
         for (pane, rows) in rows {
             let rows = take_record_batch(&all, &UInt32Array::from(rows))?;
-            panes.push((pane, self.states(rows)?));
+            panes.push((pane, self.states(compact(&rows)?)?));
         }
         Ok(panes)
     }
@@ -324,7 +334,7 @@ fn missed(pane: i64, slide: i64, size: i64, before: i64) -> u64 {
     if before < first_end {
         return 0;
     }
-    let windows = (before - first_end) / slide + 1;
+    let windows = before.saturating_sub(first_end) / slide + 1;
     u64::try_from(windows.min(size / slide)).unwrap_or(0)
 }
 
@@ -341,50 +351,62 @@ fn micros(array: &Arc<dyn Array>) -> Result<Arc<dyn Array>> {
 struct Merge<'a> {
     store: &'a PaneStore,
     touched: BTreeMap<i64, &'a States>,
-    /// Rows of a pane whose key is in the delta of one of these panes; the panes of a HOP ask again and again.
-    filtered: std::cell::RefCell<HashMap<(i64, Vec<i64>), Arc<Vec<RecordBatch>>>>,
+    /// The touched panes of the last window that was asked for, and per pane the rows of a key in one of them: the
+    /// windows of a HOP that follow each other mostly ask for the same.
+    last: (Vec<i64>, BTreeMap<i64, Vec<RecordBatch>>),
 }
 
 impl<'a> Merge<'a> {
     fn new(store: &'a PaneStore, delta: &'a Delta) -> Self {
         let touched = delta.panes.iter().map(|(pane, states)| (*pane, states)).collect();
-        Self { store, touched, filtered: std::cell::RefCell::default() }
+        Self { store, touched, last: Default::default() }
     }
 
     /// Panes with any state, in `[from, to)`.
-    fn between(&self, from: i64, to: i64) -> impl Iterator<Item = i64> {
-        let panes: BTreeSet<i64> = match from < to {
-            true => {
-                let kept = self.store.panes.range(from..to).map(|(pane, _)| *pane);
-                kept.chain(self.touched.range(from..to).map(|(pane, _)| *pane)).collect()
-            }
-            false => BTreeSet::new(),
-        };
-        panes.into_iter()
+    fn between(&self, from: i64, to: i64) -> BTreeSet<i64> {
+        if from >= to {
+            return BTreeSet::new();
+        }
+        let kept = self.store.panes.range(from..to).map(|(pane, _)| *pane);
+        kept.chain(self.touched.range(from..to).map(|(pane, _)| *pane)).collect()
     }
 
-    fn states(&self, pane: i64) -> impl Iterator<Item = &'a States> {
+    /// The panes of a window, which may be one that only another view has.
+    fn panes_of(&self, window: i64, size: i64) -> impl Iterator<Item = i64> + use<> {
+        let slide = self.store.definition.slide;
+        let panes = self.between(window, window.saturating_add(size));
+        panes.into_iter().filter(move |pane| pane.saturating_sub(window) % slide == 0)
+    }
+
+    fn states(&self, pane: i64) -> impl Iterator<Item = RecordBatch> {
+        self.all(pane).map(|states| states.rows.clone())
+    }
+
+    fn all(&self, pane: i64) -> impl Iterator<Item = &'a States> + use<'a> {
         let kept = self.store.panes.get(&pane).into_iter().flatten();
         kept.chain(self.touched.get(&pane).copied())
     }
 
-    fn only(&self, pane: i64, changed: &[i64]) -> Result<Arc<Vec<RecordBatch>>> {
-        let known = (pane, changed.to_vec());
-        if let Some(rows) = self.filtered.borrow().get(&known) {
-            return Ok(Arc::clone(rows));
+    /// Of these panes, the rows whose key is in one of those that the batch touched.
+    fn changed(&mut self, panes: &[i64]) -> Result<Vec<RecordBatch>> {
+        let touched: Vec<i64> = panes.iter().copied().filter(|pane| self.touched.contains_key(pane)).collect();
+        if touched != self.last.0 {
+            self.last = (touched, BTreeMap::new());
         }
-        let touched = changed.iter().filter_map(|pane| self.touched.get(pane));
-        let keys: HashSet<u64> = touched.flat_map(|states| states.keys.iter().copied()).collect();
-        let mut rows = Vec::new();
-        for states in self.states(pane) {
-            let mask: BooleanArray = states.keys.iter().map(|key| Some(keys.contains(key))).collect();
-            let part = filter_record_batch(&states.rows, &mask)?;
-            if part.num_rows() > 0 {
-                rows.push(part);
+        let missing: Vec<i64> = panes.iter().copied().filter(|pane| !self.last.1.contains_key(pane)).collect();
+        if !missing.is_empty() {
+            let states = self.last.0.iter().filter_map(|pane| self.touched.get(pane));
+            let keys: HashSet<u64> = states.flat_map(|states| states.keys.iter().copied()).collect();
+            for pane in missing {
+                let parts = self.all(pane).map(|states| only(states, &keys)).collect::<Result<Vec<_>>>()?;
+                self.last.1.insert(pane, parts.into_iter().filter(|part| part.num_rows() > 0).collect());
             }
         }
-        let rows = Arc::new(rows);
-        self.filtered.borrow_mut().insert(known, Arc::clone(&rows));
-        Ok(rows)
+        Ok(panes.iter().flat_map(|pane| &self.last.1[pane]).cloned().collect())
     }
+}
+
+fn only(states: &States, keys: &HashSet<u64>) -> Result<RecordBatch> {
+    let mask: BooleanArray = states.keys.iter().map(|key| Some(keys.contains(key))).collect();
+    Ok(filter_record_batch(&states.rows, &mask)?)
 }

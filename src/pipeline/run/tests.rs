@@ -1,0 +1,17 @@
+//! The SQL of a pipeline without servers: batches by hand, and one query over all rows as the oracle.
+
+mod harness;
+
+mod check;
+
+mod late;
+
+mod oracle;
+
+mod property;
+
+mod refused;
+
+mod shipped;
+
+mod views;

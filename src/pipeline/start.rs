@@ -10,7 +10,7 @@ use super::dimension::Dimension;
 use super::run::Runner;
 use super::watermark::Watermark;
 use super::write::Sinks;
-use crate::checkpoint::{Blob, Checkpoint, Commit, Plan, Recovery};
+use crate::checkpoint::{Blob, Checkpoint, Commit, Recovery};
 use crate::connector::{self, Source};
 use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Lookup;

@@ -457,36 +457,6 @@ async fn migrations_are_applied_once_by_whoever_is_first() {
     assert!(migrate(&url, Path::new("/nowhere")).await.unwrap_err().to_string().contains("/nowhere"));
 }
 
-#[tokio::test]
-#[ignore = "needs PostgreSQL: DATABASE_URL, and quiet: measures rows per second"]
-async fn writing_speed() {
-    const ROWS: usize = 100_000;
-    let (url, client) = database().await;
-    client
-        .batch_execute("CREATE TABLE plain (id bigint, v text); CREATE TABLE keyed (id bigint PRIMARY KEY, v text)")
-        .await
-        .unwrap();
-    let plain = Arc::new(definition("plain", &url, ID_V, &[]));
-    let keyed = Arc::new(definition("keyed", &url, ID_V, &["id"]));
-    let mut sink = sink(&[&plain, &keyed]);
-    sink.open(&identity(1)).await.unwrap();
-    let rows = |table: &Arc<TableDefinition>| -> InsertRows {
-        let v: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..ROWS).map(|i| format!("value number {i}"))));
-        insert(0, table, vec![Arc::new(Int64Array::from_iter_values(0..ROWS as i64)), v])
-    };
-    for (batch, table) in [(1, &plain), (2, &plain), (3, &keyed), (4, &keyed)] {
-        let request = request(batch, vec![rows(table)]);
-        let begin = std::time::Instant::now();
-        sink.write(&request).await.unwrap();
-        println!("{}: {:.0} rows/s", table.name, ROWS as f64 / begin.elapsed().as_secs_f64());
-    }
-    let begin = std::time::Instant::now();
-    for batch in 5..105 {
-        sink.write(&request(batch, vec![])).await.unwrap();
-    }
-    println!("a batch without rows: {:?}", begin.elapsed() / 100);
-}
-
 /// The server's certificate must be for 127.0.0.1, in the file DATABASE_ROOT_CERT.
 #[tokio::test]
 #[ignore = "needs PostgreSQL with TLS: DATABASE_URL, DATABASE_ROOT_CERT"]

@@ -124,33 +124,3 @@ fn every_form_of_a_column_is_read() {
     assert!(matches!(first.values, Values::Int(v) if v[0] == 2));
     assert_eq!(sliced[0].as_string::<i32>().value(0), "b");
 }
-
-#[test]
-#[ignore = "needs quiet: measures rows per second"]
-fn encoding_speed() {
-    const ROWS: usize = 100_000;
-    let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS as i64));
-    let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|i| format!("device-{i}"))));
-    let times: ArrayRef =
-        Arc::new(TimestampMicrosecondArray::from_iter_values((0..ROWS as i64).map(|i| i * 1_000_000)));
-    let floats: ArrayRef = Arc::new(Float64Array::from_iter_values((0..ROWS).map(|i| i as f64)));
-    let arrays = [&ints, &ints, &texts, &times, &texts, &texts, &texts, &texts, &floats].map(Clone::clone);
-    let batch =
-        RecordBatch::try_from_iter(arrays.iter().enumerate().map(|(i, a)| (format!("c{i}"), a.clone()))).unwrap();
-    let kinds = [Kind::Int8, Kind::Int8, Kind::Text(None), Kind::Timestamp, Kind::Text(None), Kind::Text(None)];
-    let kinds = kinds.into_iter().chain([Kind::Text(None), Kind::Text(None), Kind::Float8]);
-    let targets: Vec<Target> = kinds.map(|kind| Target { kind, array_of: None }).collect();
-    let mut out = BytesMut::with_capacity(1 << 20);
-    let begin = std::time::Instant::now();
-    const ROUNDS: usize = 20;
-    for _ in 0..ROUNDS {
-        let columns = columns(batch.columns());
-        for row in 0..ROWS {
-            put_row(&mut out, &columns, &targets, row, None).unwrap();
-            if out.len() > 256 * 1024 {
-                out.clear();
-            }
-        }
-    }
-    println!("{:.1} M rows/s of 9 columns", (ROUNDS * ROWS) as f64 / begin.elapsed().as_secs_f64() / 1e6);
-}

@@ -186,7 +186,7 @@ pub struct InsertRows {
     pub table: Arc<TableDefinition>,
     /// In the schema of the table (names, order and types; nullability may differ).
     pub rows: Vec<RecordBatch>,
-    /// blake3 of the rows, hex: a replay of the batch must give the same.
+    /// Of the rows in their order, hex (see `pipeline::rows`): a replay of the batch must give the same.
     pub hash: String,
 }
 

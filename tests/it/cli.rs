@@ -7,7 +7,9 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 pub fn poundlock(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_poundlock"));
+    // Another build of the same program, a release say, can be put in its place.
+    let binary = std::env::var("POUNDLOCK_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_poundlock").to_string());
+    let mut command = Command::new(binary);
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     for name in ["DATABASE_URL", "KAFKA_BROKER", "KAFKA_TOPIC", "LAKE_URL", "CHECKPOINT_BASE", "POUNDLOCK_NAME"] {
         command.env_remove(name);

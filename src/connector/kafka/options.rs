@@ -36,7 +36,7 @@ pub const OPTIONS: &[OptionDoc] = &[
 const DISCOVERY: Duration = Duration::from_secs(10);
 
 /// Properties that Poundlock sets itself, with what to use instead.
-const RESERVED: &[(&str, &str)] = &[
+pub const RESERVED: &[(&str, &str)] = &[
     ("bootstrap.servers", "use the option 'brokers'"),
     ("metadata.broker.list", "use the option 'brokers'"),
     ("group.id", "it is the name of the pipeline (SET poundlock.name)"),

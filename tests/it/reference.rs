@@ -136,8 +136,9 @@ fn verbs() -> String {
         let own: Vec<&Arg> = own.filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
         let (settings, own): (Vec<&Arg>, Vec<&Arg>) =
             own.into_iter().partition(|arg| settings::reference().iter().any(|s| s.name == arg.get_id().as_str()));
-        let example = verb.get_before_help().map_or(String::new(), |text| text.to_string());
-        let example = example.trim_start_matches("Example: ");
+        let before = verb.get_before_help().map_or(String::new(), |text| text.to_string());
+        let (about, after) = about.split_once("\n\nExample: ").unwrap_or((&about, ""));
+        let example = format!("{}{after}", before.trim_start_matches("Example: "));
         write!(out, "\n### poundlock {}\n\n{}.\n", verb.get_name(), about.trim_end_matches('.')).unwrap();
         if !example.is_empty() {
             write!(out, "\n    {example}\n").unwrap();

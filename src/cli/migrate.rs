@@ -8,9 +8,8 @@ use clap::Args;
 use crate::connector::database::migrate::migrate;
 
 /// Create or change the database's tables: apply migrations/V1__name.sql, V2__name.sql, …, each once
-///
-/// Example: poundlock migrate --database-url postgres://me:secret@localhost/events
 #[derive(Debug, Clone, Args)]
+#[command(before_help = "Example: poundlock migrate --database-url postgres://me:secret@localhost/events")]
 pub struct MigrateArgs {
     /// The database, as postgres://user:password@host:5432/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]

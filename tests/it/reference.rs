@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, CommandFactory};
 use poundlock::cli::Cli;
@@ -17,8 +18,10 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+/// As it was before any test wrote it anew.
 fn page() -> String {
-    fs::read_to_string(root("docs/reference.md")).unwrap()
+    static PAGE: LazyLock<String> = LazyLock::new(|| fs::read_to_string(root("docs/reference.md")).unwrap());
+    PAGE.clone()
 }
 
 #[test]
@@ -136,9 +139,8 @@ fn verbs() -> String {
         let own: Vec<&Arg> = own.filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
         let (settings, own): (Vec<&Arg>, Vec<&Arg>) =
             own.into_iter().partition(|arg| settings::reference().iter().any(|s| s.name == arg.get_id().as_str()));
-        let before = verb.get_before_help().map_or(String::new(), |text| text.to_string());
-        let (about, after) = about.split_once("\n\nExample: ").unwrap_or((&about, ""));
-        let example = format!("{}{after}", before.trim_start_matches("Example: "));
+        let example = verb.get_before_help().map_or(String::new(), |text| text.to_string());
+        let example = example.trim_start_matches("Example: ");
         write!(out, "\n### poundlock {}\n\n{}.\n", verb.get_name(), about.trim_end_matches('.')).unwrap();
         if !example.is_empty() {
             write!(out, "\n    {example}\n").unwrap();

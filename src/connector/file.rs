@@ -15,9 +15,20 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
-use super::{BoundedTable, OptionReader, TableDefinition, redact};
+use super::{BoundedTable, OptionDoc, OptionReader, TableDefinition, redact};
 use crate::checkpoint::Location;
 use crate::{Error, Result};
+
+/// Of `STORED AS CSV`.
+pub const CSV_OPTIONS: &[OptionDoc] = &[
+    ("header", "`true` (default): the first line has the declared names, in their order; `false`: there is none"),
+    ("delimiter", "one ASCII character, or `\\t`; default `,`"),
+    ("quote", "one ASCII character; default `\"`"),
+    ("newlines_in_values", "`true` or `false` (default): whether a quoted value may go over several lines"),
+];
+
+/// Of `STORED AS JSON`: it has none of its own.
+pub const JSON_OPTIONS: &[OptionDoc] = &[];
 
 /// A header is within so many bytes.
 const HEADER_BYTES: u64 = 64 * 1024;
@@ -35,7 +46,8 @@ pub async fn provider(definition: &Arc<TableDefinition>, session: &dyn Session) 
     if !definition.partition_columns.is_empty() {
         return Err(wrong(format!("table {} cannot be partitioned: only Parquet tables can", definition.name)));
     }
-    let mut options = OptionReader::new(definition);
+    let own = if definition.stored_as == "CSV" { CSV_OPTIONS } else { JSON_OPTIONS };
+    let mut options = OptionReader::new(definition, own);
     let (format, header, extension): (Arc<dyn FileFormat>, _, _) = match definition.stored_as.as_str() {
         "CSV" => {
             let header = options.word("header", &["true", "false"], "true")? == "true";

@@ -35,7 +35,7 @@ pub mod file;
 
 pub mod memory;
 
-pub use options::{OptionReader, redact};
+pub use options::{OptionDoc, OptionReader, redact};
 pub use registry::{bounded, check, is_keyed, sinks, source};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.

@@ -1,28 +1,49 @@
 //! Reading a table's `OPTIONS (…)` and LOCATION: typed, complete (a key nobody knows is an error), without secrets in messages.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::TableDefinition;
 use crate::{Error, Result};
 
-/// Options that belong to the engine, whatever the connector.
-pub const ENGINE_OPTIONS: &[&str] =
-    &["role", "delivery", "refresh", "watermark.column", "watermark.delay", "watermark.idle", "watermark.max_ahead"];
+/// Name and meaning of an option, as docs/reference.md has it; a name that ends in `*` stands for all that begin so.
+pub type OptionDoc = (&'static str, &'static str);
 
-/// Reads each option once; [`OptionReader::finish`] refuses what was not asked for.
+/// Options that belong to the engine, whatever the connector.
+pub const ENGINE_OPTIONS: &[OptionDoc] = &[
+    ("role", "`dead_letters`: the one table that also receives what the engine has to refuse; `valid`: marks the table \
+              whose rows count as valid, for metrics of a later release"),
+    ("refresh", "dimension: how often it is read again, as `1 minute`; without it once, at the start"),
+    ("watermark.column", "source: the TIMESTAMP column that is the event time; without it there are no windows"),
+    ("watermark.delay", "source: how late an event may be; default 0"),
+    ("watermark.idle", "source: a partition that is read to its end and quiet for so long holds the watermark back no \
+                        longer; default 60 seconds"),
+    ("watermark.max_ahead", "source: an event so far ahead of the clock moves no watermark and enters no window; \
+                             default 1 hour"),
+    ("delivery", "reserved: taken and without effect. Every sink is required, that is, each batch waits for it"),
+];
+
+/// Reads the options of a table; [`OptionReader::finish`] refuses what is in no list.
 pub struct OptionReader<'t> {
     table: &'t TableDefinition,
-    known: BTreeSet<String>,
+    own: &'static [OptionDoc],
 }
 
 impl<'t> OptionReader<'t> {
-    pub fn new(table: &'t TableDefinition) -> Self {
-        Self { table, known: ENGINE_OPTIONS.iter().map(|k| (*k).to_string()).collect() }
+    /// `own` are the connector's options: all that will be asked for.
+    pub fn new(table: &'t TableDefinition, own: &'static [OptionDoc]) -> Self {
+        Self { table, own }
+    }
+
+    fn known(&self) -> impl Iterator<Item = &'static str> {
+        self.own.iter().chain(ENGINE_OPTIONS).map(|(name, _)| *name)
+    }
+
+    fn is_known(&self, key: &str) -> bool {
+        self.known().any(|name| name.strip_suffix('*').map_or(name == key, |prefix| key.starts_with(prefix)))
     }
 
     pub fn text(&mut self, key: &str) -> Option<&'t str> {
-        self.known.insert(key.to_string());
+        debug_assert!(self.is_known(key), "option {key} is in no list");
         self.table.options.get(key).map(String::as_str)
     }
 
@@ -57,16 +78,15 @@ impl<'t> OptionReader<'t> {
     /// Every option below a prefix (`kafka.`), without it.
     pub fn below(&mut self, prefix: &str) -> Vec<(String, String)> {
         let below = self.table.options.iter().filter(|(key, _)| key.starts_with(prefix));
-        let found: Vec<_> = below.map(|(key, value)| (key[prefix.len()..].to_string(), value.clone())).collect();
-        self.known.extend(found.iter().map(|(key, _)| format!("{prefix}{key}")));
-        found
+        below.map(|(key, value)| (key[prefix.len()..].to_string(), value.clone())).collect()
     }
 
     /// # Errors
-    /// An option that nobody asked for.
+    /// An option that nobody knows.
     pub fn finish(self) -> Result<()> {
-        let Some(key) = self.table.options.keys().find(|k| !self.known.contains(*k)) else { return Ok(()) };
-        let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
+        let Some(key) = self.table.options.keys().find(|key| !self.is_known(key)) else { return Ok(()) };
+        let mut known: Vec<&str> = self.known().collect();
+        known.sort_unstable();
         Err(self.error(key, "is not an option of this table").hint(format!("it has: {}", known.join(", "))))
     }
 

@@ -29,9 +29,9 @@ pub struct Settings {
     pub checkpoint: String,
     pub max_rows_per_batch: usize,
     pub max_bytes_per_batch: usize,
-    /// Bytes of decoded rows waiting, per source.
+    /// Bytes of decoded rows waiting, of all sources together.
     pub buffer: usize,
-    /// Bytes, for queries and window state together.
+    /// Bytes, for queries.
     pub memory: usize,
     pub target_partitions: usize,
     pub migrate: bool,
@@ -109,7 +109,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_BUFFER"],
         default: Some("64 MB"),
         value: "SIZE",
-        doc: "Decoded rows that may wait for their batch, per source; then fetching pauses",
+        doc: "Decoded rows that may wait for their batch, of all sources together; then fetching pauses",
     },
     SettingDoc {
         name: "memory",
@@ -117,7 +117,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_MEMORY"],
         default: Some("1 GiB"),
         value: "SIZE",
-        doc: "Memory for queries and window state together; what needs more spills to disk or fails",
+        doc: "Memory for queries; what needs more spills to disk or fails. Window state comes on top",
     },
     SettingDoc {
         name: "target_partitions",

@@ -12,6 +12,7 @@
 mod events;
 mod harness;
 mod judge;
+mod reference;
 
 mod cli;
 mod demo;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BoundedTable, OptionReader, Sink, TableDefinition, redact};
+use super::{BoundedTable, OptionDoc, OptionReader, Sink, TableDefinition, redact};
 use crate::{Error, Result};
 
 pub mod migrate;
@@ -50,14 +50,18 @@ enum Place {
     Sqlite(std::path::PathBuf),
 }
 
-/// A declared table with `STORED AS DATABASE`, its LOCATION and options read.
-///
-/// | option            | meaning                                                                                   |
-/// |-------------------|-------------------------------------------------------------------------------------------|
-/// | `table`           | its name in the database, `name` or `schema.name`, exactly as stored there; default: the last part of the declared name, found by `search_path` |
-/// | `on_conflict`     | `nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is there already is refused |
-/// | `connect_timeout` | default 10 seconds                                                                        |
-/// | `timeout`         | of writing one batch, and of one statement; default 5 minutes                              |
+/// Of `STORED AS DATABASE`.
+pub const OPTIONS: &[OptionDoc] = &[
+    ("table", "its name in the database, `name` or `schema.name`, exactly as stored there; default: the last part of the \
+               declared name, found by `search_path`"),
+    ("on_conflict", "`nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is \
+                     there already is refused"),
+    ("connect_timeout", "default 10 seconds"),
+    ("timeout", "of writing one batch, and of one statement; default 5 minutes. SQLite waits for another writer for \
+                 `connect_timeout`"),
+];
+
+/// A declared table with `STORED AS DATABASE`, its LOCATION and options read (see [`OPTIONS`]).
 #[derive(Debug, Clone)]
 pub struct DatabaseTable {
     definition: Arc<TableDefinition>,
@@ -75,7 +79,7 @@ impl DatabaseTable {
     /// # Errors
     /// LOCATION or an option is not understood (user).
     pub fn new(definition: Arc<TableDefinition>) -> Result<Self> {
-        let mut options = OptionReader::new(&definition);
+        let mut options = OptionReader::new(&definition, OPTIONS);
         let name = options.text("table").filter(|name| !name.is_empty());
         let name = name.unwrap_or_else(|| definition.name.rsplit('.').next().unwrap_or(&definition.name));
         let target = match name.split_once('.') {

@@ -13,14 +13,30 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 
-use crate::connector::{OptionReader, StartingOffsets, TableDefinition};
+use crate::connector::{OptionDoc, OptionReader, StartingOffsets, TableDefinition};
 use crate::{Error, Result};
+
+/// Of `STORED AS KAFKA`.
+pub const OPTIONS: &[OptionDoc] = &[
+    ("brokers", "required: `host:port`, several with commas"),
+    ("format", "`json` (default); `avro` comes with a later release"),
+    ("starting_offsets", "source: where a first start begins: `earliest` (default), `latest`, a time (ISO 8601, UTC where \
+                          it names no zone) or ms since 1970. A partition added later begins at its first record"),
+    ("on_data_loss", "source: records that retention removed before they were read: `stop` (default) or `continue`, with \
+                      a warning and a count"),
+    ("partition.discovery", "source: how often the topic is asked for new partitions; default 10 seconds, at least 1"),
+    ("key", "sink: the column whose text (or bytes) is the key of the message; it is in the value too"),
+    ("headers", "sink: columns, with commas, that are sent as headers of their names too"),
+    ("transactional", "sink: `true` (default), one transaction per batch; `false`: at-least-once, for a broker without \
+                       transactions"),
+    ("kafka.*", "any property of librdkafka, as `kafka.security.protocol`, but for those that Poundlock sets itself"),
+];
 
 /// How often a topic is asked for new partitions.
 const DISCOVERY: Duration = Duration::from_secs(10);
 
 /// Properties that Poundlock sets itself, with what to use instead.
-const RESERVED: &[(&str, &str)] = &[
+pub const RESERVED: &[(&str, &str)] = &[
     ("bootstrap.servers", "use the option 'brokers'"),
     ("metadata.broker.list", "use the option 'brokers'"),
     ("group.id", "it is the name of the pipeline (SET poundlock.name)"),
@@ -137,7 +153,7 @@ impl KafkaTable {
                 .at(definition.place.clone())
                 .hint("up to 249 letters, digits, '.', '_' and '-', for example LOCATION 'user_events'"));
         }
-        let mut options = OptionReader::new(&definition);
+        let mut options = OptionReader::new(&definition, OPTIONS);
         let brokers = options.required("brokers", "localhost:9092")?;
         let brokers = brokers.split(',').map(str::trim).filter(|b| !b.is_empty()).collect::<Vec<_>>().join(",");
         if options.word("format", &["json", "avro"], "json")? == "avro" {

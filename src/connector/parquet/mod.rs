@@ -23,12 +23,18 @@ use arrow::array::{RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::basic::{Compression, ZstdLevel};
 
-use super::{OptionReader, TableDefinition, redact};
+use super::{OptionDoc, OptionReader, TableDefinition, redact};
 use crate::checkpoint::Location;
 use crate::{Error, Result};
 
 pub use reader::{ParquetTable, Visible, provider};
 pub use sink::ParquetSink;
+
+/// Of `STORED AS PARQUET`.
+pub const OPTIONS: &[OptionDoc] = &[
+    ("compression", "`zstd` (default, level 1), `lz4`, `snappy` or `none`"),
+    ("max_rows_per_row_group", "default 1,048,576"),
+];
 
 /// Rows of a row group are in memory while they are encoded; readers prune and parallelise by row group.
 const ROWS_PER_ROW_GROUP: u64 = 1_048_576;
@@ -48,7 +54,7 @@ struct Table {
 
 impl Table {
     fn new(definition: &Arc<TableDefinition>) -> Result<Self> {
-        let mut options = OptionReader::new(definition);
+        let mut options = OptionReader::new(definition, OPTIONS);
         let compression = match options.word("compression", &["zstd", "lz4", "snappy", "none"], "zstd")? {
             "lz4" => Compression::LZ4_RAW,
             "snappy" => Compression::SNAPPY,

@@ -15,3 +15,4 @@ mod judge;
 
 mod kill;
 mod pipeline;
+mod sink_contract;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Int64Array, RecordBatch, StringViewArray};
+use poundlock::Result;
 use poundlock::connector::{
     Identity, InsertReport, InsertRows, OffsetRange, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
 };
@@ -162,8 +163,8 @@ impl<S: Subject> Rig<S> {
     /// The next start of the pipeline: a new process with a higher epoch.
     async fn start(&mut self) -> (Box<dyn Sink>, Option<u64>) {
         self.epoch += 1;
-        let mut sink = self.system.sink();
-        let newest = sink.open(&self.identity(self.epoch)).await.unwrap();
+        let (mut sink, identity) = (self.system.sink(), self.identity(self.epoch));
+        let newest = insist(async || sink.open(&identity).await).await;
         (sink, newest)
     }
 
@@ -245,15 +246,15 @@ fn assert_same(again: &WriteReport, first: &WriteReport) {
 }
 
 /// As the pipeline does: what may pass is tried again.
-async fn persist(sink: &mut dyn Sink, request: &WriteRequest) -> WriteReport {
+async fn insist<T>(mut attempt: impl AsyncFnMut() -> Result<T>) -> T {
     for _ in 0..20 {
-        match sink.write(request).await {
-            Ok(report) => return report,
+        match attempt().await {
+            Ok(answer) => return answer,
             Err(error) => assert!(error.is_retryable(), "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("batch {} was not written in twenty attempts", request.batch);
+    panic!("twenty attempts in vain");
 }
 
 /// Rows for every table of the first wave, the impossible ones among them.
@@ -465,7 +466,7 @@ async fn a_row_that_cannot_be_held_is_refused_and_its_neighbours_are_written<S: 
 }
 
 async fn a_write_dropped_midway_and_repeated_is_there_once<S: Subject>() {
-    const ROUNDS: u64 = 24;
+    const ROUNDS: u64 = 30;
     let seed = setting("POUNDLOCK_SEED", 1);
     let mut chance = ChaCha8Rng::seed_from_u64(seed);
     let mut rig = Rig::<S>::new();
@@ -475,16 +476,19 @@ async fn a_write_dropped_midway_and_repeated_is_there_once<S: Subject>() {
     for number in 0..ROUNDS {
         let batch = mixed(&rig.system, number, 1_500);
         let request = batch.request();
-        for attempt in 0..chance.random_range(1..=4) {
+        // The first one is not disturbed: it says how long a write takes.
+        for attempt in 0..if number == 0 { 0 } else { chance.random_range(1..=4) } {
+            let moment = took.mul_f64(chance.random_range(0.0..1.0));
             // The first attempts of all rounds together meet every await point in turn; time hits what is in between.
             let interruption = match attempt {
-                0 => Interruption::Polls(number as usize + 1),
-                _ if chance.random_bool(0.3) => Interruption::Polls(chance.random_range(1..40)),
-                _ => Interruption::After(took.mul_f64(chance.random_range(0.0..1.5))),
+                0 if number % 2 == 0 => Interruption::Polls(number as usize / 2),
+                _ if chance.random_bool(0.3) => {
+                    rig.system.trouble(moment);
+                    Interruption::After(took * 10)
+                }
+                _ if chance.random_bool(0.3) => Interruption::Polls(1 << chance.random_range(0..6)),
+                _ => Interruption::After(moment),
             };
-            if chance.random_bool(0.3) {
-                rig.system.trouble(took.mul_f64(chance.random_range(0.0..1.5)));
-            }
             match interruption.of(sink.write(&request)).await {
                 None => dropped += 1,
                 Some(Ok(_)) => {}
@@ -497,13 +501,13 @@ async fn a_write_dropped_midway_and_repeated_is_there_once<S: Subject>() {
                 // What the older process still does in the background is fenced, or writes the same files.
                 (sink, _) = rig.start().await;
                 restarts += 1;
-                if S::FENCES && !sink.holds(number).await.unwrap() {
+                if S::FENCES && !insist(async || sink.holds(number).await).await {
                     rig.check(); // so the plan might be superseded
                 }
             }
         }
         let began = Instant::now();
-        let report = persist(sink.as_mut(), &request).await;
+        let report = insist(async || sink.write(&request).await).await;
         if !report.already {
             took = began.elapsed();
         }
@@ -512,7 +516,7 @@ async fn a_write_dropped_midway_and_repeated_is_there_once<S: Subject>() {
         rig.check();
     }
     println!("{dropped} writes dropped, {failed} failed, {restarts} restarts; one takes {took:?}");
-    assert!(dropped + failed >= ROUNDS / 2, "{dropped} + {failed} interruptions prove nothing");
+    assert!(dropped + failed >= ROUNDS / 4, "{dropped} + {failed} interruptions prove nothing");
 }
 
 async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
@@ -534,7 +538,7 @@ async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
             rig.check();
         }
         let began = Instant::now();
-        let report = persist(sink.as_mut(), &batch.request()).await;
+        let report = insist(async || sink.write(&batch.request()).await).await;
         if !report.already {
             took = began.elapsed();
         }

@@ -18,3 +18,4 @@ mod cli;
 mod demo;
 mod kill;
 mod pipeline;
+mod sink_contract;

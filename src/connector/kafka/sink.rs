@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{Array, BinaryArray, RecordBatch, StringArray};
 use arrow::compute::{can_cast_types, cast};
@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
+use super::client::lock;
 use super::options::KafkaTable;
 use super::producer::{Cluster, Messages, Session};
 use super::source::blocking;
@@ -40,8 +41,9 @@ pub struct KafkaSink {
     name: String,
     cluster: Arc<Cluster>,
     identity: Option<Identity>,
-    /// `None` before `open`, and after an error or a dropped call: then the next call connects.
-    session: Option<Session>,
+    /// `None` before `open`, and after an error: then the next call connects. A call whose future was dropped goes on in
+    /// the background and holds the lock: the next one waits for it, since two producers of ours would fence each other.
+    session: Arc<Mutex<Option<Session>>>,
 }
 
 impl KafkaSink {
@@ -82,7 +84,7 @@ impl KafkaSink {
             let first = brokers.split(',').next().unwrap_or_default();
             let name: String =
                 first.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-            Self { name: format!("kafka-{name}"), cluster: Arc::new(cluster), identity: None, session: None }
+            Self { name: format!("kafka-{name}"), cluster: Arc::new(cluster), identity: None, session: Arc::default() }
         };
         Ok(clusters.into_iter().map(sink).collect())
     }
@@ -94,23 +96,25 @@ impl KafkaSink {
     ) -> Result<T> {
         let identity = self.identity.clone();
         let identity = identity.ok_or_else(|| Error::internal("a Kafka sink is used before it was opened"))?;
-        let (session, cluster) = (self.session.take(), Arc::clone(&self.cluster));
+        let (session, cluster) = (Arc::clone(&self.session), Arc::clone(&self.cluster));
         let work = move || {
-            let mut session = match session {
+            let mut kept = lock(&session);
+            let mut session = match kept.take() {
                 Some(session) => session,
                 None => Session::connect(&cluster, &identity)?,
             };
             match work(&mut session, &cluster, &identity) {
-                Ok(result) => Ok((session, result)),
+                Ok(result) => {
+                    *kept = Some(session);
+                    Ok(result)
+                }
                 Err(error) => {
                     session.abandon();
                     Err(error)
                 }
             }
         };
-        let (session, result) = blocking(work).await?;
-        self.session = Some(session);
-        Ok(result)
+        blocking(work).await
     }
 }
 
@@ -157,7 +161,8 @@ impl Sink for KafkaSink {
 
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
         self.identity = Some(identity.clone());
-        self.session = None;
+        let session = Arc::clone(&self.session);
+        blocking(move || Ok(*lock(&session) = None)).await?;
         // Dead letters are written last: if those of a batch are in, its rows are.
         self.with_session(|session, _, _| Ok(session.newest(Wave::Rows).max(session.newest(Wave::DeadLetters)))).await
     }

@@ -139,7 +139,8 @@ impl Drop for World {
     }
 }
 
-fn psql(url: &str, statement: &str) -> String {
+/// What psql prints for a statement, one line a row, no decoration.
+pub fn psql(url: &str, statement: &str) -> String {
     let output = Command::new("psql")
         .args([url, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement])
         .stdin(Stdio::null())

@@ -1,0 +1,592 @@
+//! The contract of [`Sink`], one suite that every sink passes: the same batch again leaves the same result, whoever was
+//! interrupted in between.
+//!
+//! ```text
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka
+//! ```
+//!
+//! A [`Rig`] is one system with the batches that it should hold; what it does hold is read back by another reader than
+//! the engine's. Interruptions are seeded: POUNDLOCK_SEED repeats them.
+
+mod interrupt;
+mod subjects;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Int64Array, RecordBatch, StringViewArray};
+use poundlock::Result;
+use poundlock::connector::{
+    Identity, InsertReport, InsertRows, OffsetRange, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use uuid::Uuid;
+
+use crate::harness::setting;
+use interrupt::Interruption;
+
+/// `(id, v, part)`.
+type Row = (i64, Option<String>, String);
+
+fn row(id: i64, v: &str) -> Row {
+    (id, Some(v.to_string()), format!("part {}", id % 3))
+}
+
+/// All have the columns `id BIGINT, v VARCHAR, part VARCHAR`.
+struct Tables {
+    plain: Arc<TableDefinition>,
+    /// Cannot hold [`Subject::impossible`].
+    strict: Arc<TableDefinition>,
+    letters: Arc<TableDefinition>,
+    keyed: Option<Keyed>,
+}
+
+/// By `PRIMARY KEY (id)`.
+struct Keyed {
+    /// `'on_conflict' 'update'`
+    updated: Arc<TableDefinition>,
+    /// `'on_conflict' 'nothing'`
+    kept: Arc<TableDefinition>,
+}
+
+impl Tables {
+    fn all(&self) -> Vec<Arc<TableDefinition>> {
+        let keyed = self.keyed.iter().flat_map(|keyed| [&keyed.updated, &keyed.kept]);
+        [&self.plain, &self.strict, &self.letters].into_iter().chain(keyed).cloned().collect()
+    }
+}
+
+/// What a sink's `open` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Newest {
+    /// The last batch all of whose waves are in.
+    Whole,
+    /// The last batch of which a wave is in.
+    Begun,
+    /// The sink keeps none.
+    Unknown,
+}
+
+/// A kind of system, for the suite to run on.
+trait Subject: Sized {
+    /// Whether the system itself keeps older starts out.
+    const FENCES: bool;
+    const NEWEST: Newest;
+
+    /// A system of its own, with empty tables.
+    fn fresh() -> Self;
+
+    fn tables(&self) -> &Tables;
+
+    /// A process's connection, not open yet.
+    fn sink(&self) -> Box<dyn Sink>;
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row>;
+
+    /// Rows that table `strict` cannot hold, each with a part of the reason. They have negative ids.
+    fn impossible(&self) -> Vec<(Row, &'static str)>;
+
+    /// Lets something happen to the system, where there is something that can, about so long from now: a server that
+    /// ends connections, say.
+    fn trouble(&self, _after: Duration) {}
+}
+
+/// What a sink gets of one batch.
+#[derive(Clone)]
+struct Batch {
+    number: u64,
+    wave: Wave,
+    inserts: Vec<(Arc<TableDefinition>, Vec<Row>)>,
+}
+
+impl Batch {
+    fn new(number: u64, inserts: Vec<(&Arc<TableDefinition>, Vec<Row>)>) -> Self {
+        let inserts = inserts.into_iter().map(|(table, rows)| (Arc::clone(table), rows));
+        Self { number, wave: Wave::Rows, inserts: inserts.collect() }
+    }
+
+    fn dead_letters(number: u64, inserts: Vec<(&Arc<TableDefinition>, Vec<Row>)>) -> Self {
+        Self { wave: Wave::DeadLetters, ..Self::new(number, inserts) }
+    }
+
+    fn request(&self) -> WriteRequest {
+        let from = self.number as i64 * 10;
+        let ranges = BTreeMap::from([(0, OffsetRange { from, to: from + 10 })]);
+        // Two waves of one batch have INSERTs of their own.
+        let first = if self.wave == Wave::Rows { 0 } else { 100 };
+        let inserts = self.inserts.iter().enumerate().map(|(position, (table, rows))| InsertRows {
+            insert: first + position,
+            table: Arc::clone(table),
+            rows: record_batches(table, rows),
+            hash: blake3::hash(format!("{rows:?}").as_bytes()).to_string(),
+        });
+        WriteRequest {
+            batch: self.number,
+            wave: self.wave,
+            planned_at: 1_700_000_000_000_000 + self.number as i64,
+            offsets: BTreeMap::from([("kafka.events".to_string(), ranges)]),
+            inserts: inserts.collect(),
+        }
+    }
+}
+
+/// In two pieces, so that positions are counted through all of them.
+fn record_batches(table: &TableDefinition, rows: &[Row]) -> Vec<RecordBatch> {
+    let (one, two) = rows.split_at(rows.len() / 2);
+    let of = |rows: &[Row]| {
+        let ids: Int64Array = rows.iter().map(|row| row.0).collect::<Vec<_>>().into();
+        let values: StringViewArray = rows.iter().map(|row| row.1.as_deref()).collect();
+        let parts = StringViewArray::from_iter_values(rows.iter().map(|row| &row.2));
+        RecordBatch::try_new(Arc::clone(&table.schema), vec![Arc::new(ids), Arc::new(values), Arc::new(parts)]).unwrap()
+    };
+    [one, two].into_iter().filter(|rows| !rows.is_empty()).map(of).collect()
+}
+
+/// A system, and what should be in it.
+struct Rig<S> {
+    system: S,
+    name: String,
+    uuid: Uuid,
+    epoch: u64,
+    /// By table.
+    model: BTreeMap<String, Vec<Row>>,
+}
+
+impl<S: Subject> Rig<S> {
+    fn new() -> Self {
+        let uuid = Uuid::new_v4();
+        Self { system: S::fresh(), name: format!("contract-{uuid}"), uuid, epoch: 0, model: BTreeMap::new() }
+    }
+
+    /// The next start of the pipeline: a new process with a higher epoch.
+    async fn start(&mut self) -> (Box<dyn Sink>, Option<u64>) {
+        self.epoch += 1;
+        let (mut sink, identity) = (self.system.sink(), self.identity(self.epoch));
+        let newest = insist(async || sink.open(&identity).await).await;
+        (sink, newest)
+    }
+
+    fn identity(&self, epoch: u64) -> Identity {
+        Identity { name: self.name.clone(), uuid: self.uuid, epoch }
+    }
+
+    /// Notes what the batch must leave, row by row, and returns what the sink must report.
+    fn expect(&mut self, batch: &Batch) -> Expected {
+        let impossible = self.system.impossible();
+        let mut expected = Expected::default();
+        for (insert, (table, rows)) in batch.request().inserts.iter().zip(&batch.inserts) {
+            let there = self.model.entry(table.name.clone()).or_default();
+            let report = expected.inserts.entry(insert.insert).or_default();
+            let keyed = !table.primary_key.is_empty();
+            let update = table.options.get("on_conflict").is_some_and(|option| option == "update");
+            let mut ours = vec![];
+            for (position, row) in rows.iter().enumerate() {
+                let refused = impossible.iter().find(|(impossible, _)| impossible == row);
+                let same_key = there.iter().position(|other| keyed && other.0 == row.0);
+                match (refused, same_key) {
+                    (Some((_, why)), _) => {
+                        report.refused += 1;
+                        expected.refusals.push((insert.insert, position, *why));
+                    }
+                    (None, None) => {
+                        report.written += 1;
+                        there.push(row.clone());
+                        ours.push(row.0);
+                    }
+                    (None, Some(other)) if update => {
+                        there[other] = row.clone();
+                        // A row of an earlier batch is replaced, one of this batch never was.
+                        if ours.contains(&row.0) { report.conflict += 1 } else { report.written += 1 }
+                        ours.push(row.0);
+                    }
+                    (None, Some(_)) => report.conflict += 1,
+                }
+            }
+        }
+        expected
+    }
+
+    /// The system holds what it should, neither less nor more.
+    fn check(&self) {
+        for table in self.system.tables().all() {
+            let mut expected = self.model.get(&table.name).cloned().unwrap_or_default();
+            expected.sort();
+            let mut found = self.system.rows(&table);
+            found.sort();
+            let differ = expected.iter().zip(&found).find(|(expected, found)| expected != found);
+            let (many, few) = (found.len(), expected.len());
+            assert!(differ.is_none() && many == few, "{}: {many} rows, not {few}; {differ:?}", table.name);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Expected {
+    inserts: BTreeMap<usize, InsertReport>,
+    /// INSERT, row, a part of the reason.
+    refusals: Vec<(usize, usize, &'static str)>,
+}
+
+impl Expected {
+    fn check(&self, report: &WriteReport) {
+        assert_eq!(report.inserts, self.inserts);
+        assert_eq!(report.refusals.len(), self.refusals.len(), "{:?}", report.refusals);
+        for (Refusal { insert, row, error }, (of, position, why)) in report.refusals.iter().zip(&self.refusals) {
+            assert_eq!((insert, row), (of, position));
+            assert!(error.contains(why), "{error:?} does not say {why:?}");
+        }
+    }
+}
+
+/// The same accounts, refusals and files, whether the sink knows that it repeats itself or not.
+fn assert_same(again: &WriteReport, first: &WriteReport) {
+    assert_eq!(WriteReport { already: first.already, ..again.clone() }, *first);
+}
+
+/// As the pipeline does: what may pass is tried again.
+async fn insist<T>(mut attempt: impl AsyncFnMut() -> Result<T>) -> T {
+    for _ in 0..20 {
+        match attempt().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("twenty attempts in vain");
+}
+
+/// Rows for every table of the first wave, the impossible ones among them.
+fn mixed<S: Subject>(system: &S, number: u64, plain_rows: i64) -> Batch {
+    let tables = system.tables();
+    let base = number as i64 * 100_000;
+    let long = "x".repeat(250);
+    let plain = (0..plain_rows).map(|id| match id % 7 {
+        0 => (base + id, None, "part null".to_string()),
+        _ => row(base + id, &long),
+    });
+    let mut strict = vec![row(base, "before")];
+    for (impossible, _) in system.impossible() {
+        strict.extend([impossible, row(base + strict.len() as i64, "neighbour")]);
+    }
+    let mut inserts = vec![(&tables.plain, plain.collect()), (&tables.strict, strict)];
+    if let Some(keyed) = &tables.keyed {
+        // Two rows of each key in a batch; every batch meets the one before.
+        let rows: Vec<Row> = (0..20).map(|id| row(number as i64 * 5 + id % 10, &format!("{number}.{id}"))).collect();
+        inserts.extend([(&keyed.updated, rows.clone()), (&keyed.kept, rows)]);
+    }
+    Batch::new(number, inserts)
+}
+
+async fn the_same_batch_again_changes_nothing<S: Subject>() {
+    let mut rig = Rig::<S>::new();
+    let (mut sink, newest) = rig.start().await;
+    assert_eq!(newest, None);
+    for number in 0..3 {
+        let batch = mixed(&rig.system, number, 50);
+        assert!(!sink.holds(number).await.unwrap());
+        let expected = rig.expect(&batch);
+        let first = sink.write(&batch.request()).await.unwrap();
+        expected.check(&first);
+        assert!(!first.already);
+        rig.check();
+        // In the same process, then in the next ones.
+        assert_same(&sink.write(&batch.request()).await.unwrap(), &first);
+        rig.check();
+        for _ in 0..2 {
+            assert!(sink.holds(number).await.unwrap() && !sink.holds(number + 1).await.unwrap());
+            (sink, _) = rig.start().await;
+            assert_same(&sink.write(&batch.request()).await.unwrap(), &first);
+            rig.check();
+        }
+    }
+    // An older batch, after newer ones.
+    let report = sink.write(&mixed(&rig.system, 1, 50).request()).await.unwrap();
+    assert_eq!(report.refusals.len(), rig.system.impossible().len());
+    rig.check();
+}
+
+async fn an_older_start_writes_nothing_more<S: Subject>() {
+    if !S::FENCES {
+        return an_older_start_writes_the_same_files::<S>().await;
+    }
+    let mut rig = Rig::<S>::new();
+    let (mut old, _) = rig.start().await;
+    let batch = mixed(&rig.system, 0, 10);
+    rig.expect(&batch);
+    old.write(&batch.request()).await.unwrap();
+    let (mut new, _) = rig.start().await;
+    let next = mixed(&rig.system, 1, 10);
+    for _ in 0..3 {
+        let error = refused_for_good(old.as_mut(), &next.request()).await;
+        assert!(error.contains("fenced"), "{error}");
+        rig.check();
+    }
+    let error = rig.system.sink().open(&rig.identity(1)).await.unwrap_err().to_string();
+    assert!(error.contains("fenced by epoch 2"), "{error}");
+    // The newer one is not disturbed by all that.
+    assert!(!new.holds(1).await.unwrap());
+    let expected = rig.expect(&next);
+    expected.check(&new.write(&next.request()).await.unwrap());
+    rig.check();
+}
+
+/// A lost connection may be found first; the next attempt must then tell why.
+async fn refused_for_good(sink: &mut dyn Sink, request: &WriteRequest) -> String {
+    for _ in 0..5 {
+        match sink.write(request).await {
+            Ok(report) => panic!("an older start wrote: {report:?}"),
+            Err(error) if error.is_retryable() => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+    panic!("an older start was not fenced in five attempts");
+}
+
+/// Where the checkpoint alone fences (Parquet), a late writer can only put the bytes that are there already.
+async fn an_older_start_writes_the_same_files<S: Subject>() {
+    let mut rig = Rig::<S>::new();
+    let (mut old, _) = rig.start().await;
+    let batch = mixed(&rig.system, 0, 10);
+    rig.expect(&batch);
+    let (mut new, _) = rig.start().await;
+    let first = new.write(&batch.request()).await.unwrap();
+    assert_same(&old.write(&batch.request()).await.unwrap(), &first);
+    rig.check();
+}
+
+async fn two_waves_empty_inserts_and_batches_without_rows<S: Subject>() {
+    let mut rig = Rig::<S>::new();
+    let (mut sink, _) = rig.start().await;
+    let (plain, letters) = (Arc::clone(&rig.system.tables().plain), Arc::clone(&rig.system.tables().letters));
+    let batches = [
+        Batch::new(0, vec![(&plain, vec![row(1, "a"), row(2, "b")])]),
+        Batch::dead_letters(0, vec![(&letters, vec![row(1, "letter")])]),
+        // An INSERT without rows beside one with rows, two INSERTs into one table.
+        Batch::new(1, vec![(&plain, vec![]), (&plain, vec![row(3, "c")]), (&plain, vec![row(3, "c")])]),
+        Batch::dead_letters(1, vec![(&letters, vec![])]),
+        // None at all.
+        Batch::new(2, vec![]),
+        Batch::dead_letters(2, vec![]),
+        // Rows only in the second wave.
+        Batch::new(3, vec![(&plain, vec![])]),
+        Batch::dead_letters(3, vec![(&letters, vec![row(2, "letter")])]),
+        Batch::new(4, vec![(&plain, vec![row(4, "d")])]),
+    ];
+    for batch in &batches {
+        let expected = rig.expect(batch);
+        let first = sink.write(&batch.request()).await.unwrap();
+        expected.check(&first);
+        assert_same(&sink.write(&batch.request()).await.unwrap(), &first);
+        rig.check();
+    }
+    // Batch 4 waits for its dead letters.
+    let newest;
+    (sink, newest) = rig.start().await;
+    let expected = match S::NEWEST {
+        Newest::Whole => Some(3),
+        Newest::Begun => Some(4),
+        Newest::Unknown => None,
+    };
+    assert_eq!(newest, expected);
+    assert!(sink.holds(4).await.unwrap() && !sink.holds(5).await.unwrap());
+    let rest = Batch::dead_letters(4, vec![(&letters, vec![row(3, "letter")])]);
+    let expected = rig.expect(&rest);
+    expected.check(&sink.write(&rest.request()).await.unwrap());
+    rig.check();
+    let newest;
+    (sink, newest) = rig.start().await;
+    assert_eq!(newest, (S::NEWEST != Newest::Unknown).then_some(4));
+    for batch in batches.iter().chain([&rest]) {
+        sink.write(&batch.request()).await.unwrap();
+    }
+    rig.check();
+}
+
+async fn keyed_tables_keep_one_row_a_key<S: Subject>() {
+    let mut rig = Rig::<S>::new();
+    // Not every system has keys: memory, files and topics only append.
+    let Some(Keyed { updated, kept }) = &rig.system.tables().keyed else { return };
+    let (updated, kept) = (Arc::clone(updated), Arc::clone(kept));
+    let (mut sink, _) = rig.start().await;
+    let rows = [
+        vec![row(1, "a"), row(2, "b"), row(1, "c"), row(1, "d")],
+        vec![row(2, "e"), (3, None, "p".into()), row(2, "f")],
+        vec![(1, None, "p".into()), row(4, "g")],
+    ];
+    let mut batches = vec![];
+    for (number, rows) in rows.into_iter().enumerate() {
+        let batch = Batch::new(number as u64, vec![(&updated, rows.clone()), (&kept, rows)]);
+        let expected = rig.expect(&batch);
+        expected.check(&sink.write(&batch.request()).await.unwrap());
+        rig.check();
+        batches.push(batch);
+    }
+    let of = |table: &str| rig.model[table].iter().map(|row| (row.0, row.1.as_deref())).collect::<BTreeMap<_, _>>();
+    let last_wins = BTreeMap::from([(1, None), (2, Some("f")), (3, None), (4, Some("g"))]);
+    let first_stays = BTreeMap::from([(1, Some("a")), (2, Some("b")), (3, None), (4, Some("g"))]);
+    assert_eq!((of(&updated.name), of(&kept.name)), (last_wins, first_stays));
+    // An older batch does not bring its values back.
+    (sink, _) = rig.start().await;
+    for batch in &batches {
+        sink.write(&batch.request()).await.unwrap();
+        rig.check();
+    }
+}
+
+async fn a_row_that_cannot_be_held_is_refused_and_its_neighbours_are_written<S: Subject>() {
+    let mut rig = Rig::<S>::new();
+    let (mut sink, _) = rig.start().await;
+    let strict = Arc::clone(&rig.system.tables().strict);
+    let impossible: Vec<Row> = rig.system.impossible().into_iter().map(|(row, _)| row).collect();
+    let good: Vec<Row> = (0..40).map(|id| row(id, "good")).collect();
+    // Alone; first and last; every other one; twice.
+    let mut every_other = vec![];
+    good.iter().enumerate().for_each(|(i, row)| {
+        every_other.extend([row.clone(), impossible[i % impossible.len()].clone()]);
+    });
+    let all = [
+        impossible.clone(),
+        [&impossible[..], &good[..], &impossible[..]].concat(),
+        every_other,
+        [&impossible[..], &impossible[..]].concat(),
+    ];
+    for (number, rows) in all.into_iter().enumerate() {
+        let batch = Batch::new(number as u64, vec![(&strict, good.clone()), (&strict, rows)]);
+        let expected = rig.expect(&batch);
+        let first = sink.write(&batch.request()).await.unwrap();
+        expected.check(&first);
+        rig.check();
+        assert_same(&sink.write(&batch.request()).await.unwrap(), &first);
+        (sink, _) = rig.start().await;
+        assert_same(&sink.write(&batch.request()).await.unwrap(), &first);
+        rig.check();
+    }
+}
+
+async fn a_write_dropped_midway_and_repeated_is_there_once<S: Subject>() {
+    const ROUNDS: u64 = 30;
+    let seed = setting("POUNDLOCK_SEED", 1);
+    let mut chance = ChaCha8Rng::seed_from_u64(seed);
+    let mut rig = Rig::<S>::new();
+    let (mut sink, _) = rig.start().await;
+    let mut took = Duration::ZERO;
+    let (mut dropped, mut failed, mut restarts) = (0, 0, 0);
+    for number in 0..ROUNDS {
+        let batch = mixed(&rig.system, number, 1_500);
+        let request = batch.request();
+        // The first one is not disturbed: it says how long a write takes.
+        for attempt in 0..if number == 0 { 0 } else { chance.random_range(1..=4) } {
+            let moment = took.mul_f64(chance.random_range(0.0..1.0));
+            // The first attempts of all rounds together meet every await point in turn; time hits what is in between.
+            let interruption = match attempt {
+                0 if number % 2 == 0 => Interruption::Polls(number as usize / 2),
+                _ if chance.random_bool(0.3) => {
+                    rig.system.trouble(moment);
+                    Interruption::After(took * 10)
+                }
+                _ if chance.random_bool(0.3) => Interruption::Polls(1 << chance.random_range(0..6)),
+                _ => Interruption::After(moment),
+            };
+            match interruption.of(sink.write(&request)).await {
+                None => dropped += 1,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    assert!(error.is_retryable(), "POUNDLOCK_SEED={seed}, batch {number}: {error}");
+                    failed += 1;
+                }
+            }
+            if chance.random_bool(0.25) {
+                // What the older process still does in the background is fenced, or writes the same files.
+                (sink, _) = rig.start().await;
+                restarts += 1;
+                if S::FENCES && !insist(async || sink.holds(number).await).await {
+                    rig.check(); // so the plan might be superseded
+                }
+            }
+        }
+        let began = Instant::now();
+        let report = insist(async || sink.write(&request).await).await;
+        if !report.already {
+            took = began.elapsed();
+        }
+        let expected = rig.expect(&batch);
+        expected.check(&report);
+        rig.check();
+    }
+    println!("{dropped} writes dropped, {failed} failed, {restarts} restarts; one takes {took:?}");
+    assert!(dropped + failed >= ROUNDS / 4, "{dropped} + {failed} interruptions prove nothing");
+}
+
+async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
+    const ROUNDS: u64 = 12;
+    let mut chance = ChaCha8Rng::seed_from_u64(setting("POUNDLOCK_SEED", 1));
+    let mut rig = Rig::<S>::new();
+    let (mut sink, _) = rig.start().await;
+    let mut took = Duration::from_millis(10);
+    let mut before_the_fence = 0;
+    for number in 0..ROUNDS {
+        let batch = mixed(&rig.system, number, 1_500);
+        let request = batch.request();
+        let mut old = sink;
+        let written = tokio::spawn(async move { old.write(&request).await });
+        tokio::time::sleep(took.mul_f64(chance.random_range(0.0..1.2))).await;
+        (sink, _) = rig.start().await;
+        let held = sink.holds(number).await.unwrap();
+        if S::FENCES && !held {
+            rig.check();
+        }
+        let began = Instant::now();
+        let report = insist(async || sink.write(&batch.request()).await).await;
+        if !report.already {
+            took = began.elapsed();
+        }
+        let expected = rig.expect(&batch);
+        expected.check(&report);
+        match written.await.unwrap() {
+            Ok(report) => {
+                expected.check(&report);
+                assert!(held || !S::FENCES, "batch {number} came after the takeover");
+                before_the_fence += 1;
+            }
+            Err(error) => assert!(!held || error.is_retryable() || error.to_string().contains("fenced"), "{error}"),
+        }
+        rig.check();
+    }
+    println!("{before_the_fence} of {ROUNDS} writes came before the takeover; one takes {took:?}");
+}
+
+/// The suite for one subject; services make it `#[ignore]`d.
+macro_rules! contract {
+    ($name:ident, $subject:ty $(, $ignore:meta)?) => {
+        contract!($name, $subject, [$($ignore)?]:
+            the_same_batch_again_changes_nothing
+            an_older_start_writes_nothing_more
+            two_waves_empty_inserts_and_batches_without_rows
+            keyed_tables_keep_one_row_a_key
+            a_row_that_cannot_be_held_is_refused_and_its_neighbours_are_written
+            a_write_dropped_midway_and_repeated_is_there_once
+            a_takeover_during_a_write_leaves_the_batch_once
+        );
+    };
+    ($name:ident, $subject:ty, $ignore:tt: $($clause:ident)*) => {
+        mod $name {
+            $(contract!(@test $clause, $subject, $ignore);)*
+        }
+    };
+    (@test $clause:ident, $subject:ty, [$($ignore:meta)?]) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $(#[$ignore])?
+        async fn $clause() {
+            super::$clause::<$subject>().await;
+        }
+    };
+}
+
+contract!(memory, crate::sink_contract::subjects::Memory<true>);
+contract!(memory_without_transactions, crate::sink_contract::subjects::Memory<false>);
+contract!(sqlite, crate::sink_contract::subjects::Sqlite);
+contract!(parquet, crate::sink_contract::subjects::Parquet);
+contract!(postgres, crate::sink_contract::subjects::Postgres, ignore = "needs PostgreSQL: make test");
+contract!(kafka, crate::sink_contract::subjects::Kafka, ignore = "needs Kafka: make test");

@@ -1,0 +1,412 @@
+//! The systems that the suite runs on, each with a reader that is not the engine's.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use poundlock::connector::memory::{self, FailAt};
+use poundlock::connector::{Sink, TableDefinition, sinks};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::{Keyed, Newest, Row, Subject, Tables};
+use crate::harness::{psql, wait_for};
+
+fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {
+    let columns = [("id", DataType::Int64), ("v", DataType::Utf8View), ("part", DataType::Utf8View)];
+    let fields: Vec<Field> = columns.into_iter().map(|(name, of)| Field::new(name, of, true)).collect();
+    TableDefinition {
+        name: format!("out.{name}"),
+        schema: Arc::new(Schema::new(fields)),
+        primary_key: vec![],
+        unbounded: false,
+        stored_as: stored_as.into(),
+        location: location.into(),
+        partition_columns: vec![],
+        options: options.iter().map(|(key, value)| ((*key).to_string(), (*value).to_string())).collect(),
+        place: "queries/00_tables.sql:1:1".into(),
+    }
+}
+
+/// The same for every kind, each from its name and options.
+fn tables(make: impl Fn(&str, &[(&str, &str)]) -> TableDefinition, with_keys: bool) -> Tables {
+    let keyed = |name: &str, on_conflict: &str| {
+        let table = make(name, &[("on_conflict", on_conflict)]);
+        Arc::new(TableDefinition { primary_key: vec!["id".into()], ..table })
+    };
+    Tables {
+        plain: Arc::new(make("plain", &[])),
+        strict: Arc::new(make("strict", &[])),
+        letters: Arc::new(make("letters", &[("role", "dead_letters")])),
+        keyed: with_keys.then(|| Keyed { updated: keyed("updated", "update"), kept: keyed("kept", "nothing") }),
+    }
+}
+
+fn only(tables: &Tables) -> Box<dyn Sink> {
+    let mut sinks = sinks(&tables.all()).unwrap();
+    assert_eq!(sinks.len(), 1);
+    sinks.remove(0)
+}
+
+fn text(value: &str) -> Option<String> {
+    Some(value.to_string())
+}
+
+/// The last part of a table's name.
+fn short(table: &TableDefinition) -> &str {
+    table.name.rsplit('.').next().unwrap()
+}
+
+fn rows_of(batch: &RecordBatch, part: Option<&str>) -> Vec<Row> {
+    let column = |name: &str| batch.column_by_name(name).map(|array| cast(array, &DataType::Utf8).unwrap());
+    let (values, parts) = (column("v").unwrap(), column("part"));
+    let ids = batch.column_by_name("id").unwrap().as_primitive::<Int64Type>();
+    let value = |row: usize| values.is_valid(row).then(|| values.as_string::<i32>().value(row).to_string());
+    let part = |row: usize| match part {
+        Some(part) => part.to_string(),
+        None => parts.as_ref().unwrap().as_string::<i32>().value(row).to_string(),
+    };
+    (0..batch.num_rows()).map(|row| (ids.value(row), value(row), part(row))).collect()
+}
+
+fn row_of(json: &str) -> Row {
+    let json: Value = serde_json::from_str(json).unwrap();
+    let text = |name: &str| json[name].as_str().map(str::to_string);
+    (json["id"].as_i64().unwrap(), text("v"), text("part").unwrap())
+}
+
+/// Fails where it is told to; its futures never wait.
+pub struct Memory<const TRANSACTIONS: bool> {
+    system: memory::Memory,
+    tables: Tables,
+}
+
+impl<const TRANSACTIONS: bool> Subject for Memory<TRANSACTIONS> {
+    const FENCES: bool = true;
+    // It does not know which tables are for dead letters.
+    const NEWEST: Newest = Newest::Begun;
+
+    fn fresh() -> Self {
+        let system = if TRANSACTIONS { memory::Memory::new() } else { memory::Memory::without_transactions() };
+        system.refuse(|insert, row| {
+            // The other tables have many rows.
+            if short(&insert.table) != "strict" {
+                return None;
+            }
+            let row = insert.rows.iter().flat_map(|rows| rows_of(rows, None)).nth(row)?;
+            (row.1.as_deref() == Some("impossible")).then(|| "it is impossible".to_string())
+        });
+        Self { system, tables: tables(|name, options| table(name, "MEMORY", "", options), false) }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        Box::new(self.system.sink())
+    }
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        self.system.table(&table.name).iter().flat_map(|rows| rows_of(rows, None)).collect()
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        vec![((-1, text("impossible"), "p".into()), "it is impossible")]
+    }
+
+    fn trouble(&self, after: Duration) {
+        let points = [FailAt::BeforeWrite, FailAt::Midway, FailAt::AfterWrite];
+        self.system.fail_once(points[after.as_nanos() as usize % points.len()]);
+    }
+}
+
+pub struct Sqlite {
+    folder: TempDir,
+    tables: Tables,
+}
+
+impl Sqlite {
+    fn connection(&self) -> rusqlite::Connection {
+        let connection = rusqlite::Connection::open(self.folder.path().join("db")).unwrap();
+        connection.busy_timeout(Duration::from_secs(10)).unwrap();
+        connection
+    }
+}
+
+impl Subject for Sqlite {
+    const FENCES: bool = true;
+    const NEWEST: Newest = Newest::Whole;
+
+    fn fresh() -> Self {
+        let folder = TempDir::new().unwrap();
+        let location = format!("sqlite:{}", folder.path().join("db").display());
+        let tables = tables(|name, options| table(name, "DATABASE", &location, options), true);
+        let sqlite = Self { folder, tables };
+        // The others are made by the sink.
+        let strict = "CREATE TABLE strict (id BIGINT CHECK (id <> -2), v TEXT NOT NULL, part TEXT)";
+        sqlite.connection().execute_batch(strict).unwrap();
+        sqlite
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        let connection = self.connection();
+        let mut statement = connection.prepare(&format!("SELECT id, v, part FROM {}", short(table))).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        vec![((-1, None, "p".into()), "NOT NULL"), ((-2, text("v"), "p".into()), "CHECK")]
+    }
+
+    /// Another program holds the file's lock for a moment.
+    fn trouble(&self, after: Duration) {
+        let connection = self.connection();
+        std::thread::spawn(move || {
+            connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+            std::thread::sleep(after);
+            connection.execute_batch("ROLLBACK").unwrap();
+        });
+    }
+}
+
+pub struct Parquet {
+    folder: TempDir,
+    tables: Tables,
+}
+
+impl Subject for Parquet {
+    // The checkpoint fences.
+    const FENCES: bool = false;
+    const NEWEST: Newest = Newest::Unknown;
+
+    fn fresh() -> Self {
+        let folder = TempDir::new().unwrap();
+        let make = |name: &str, options: &[(&str, &str)]| {
+            let location = folder.path().join(name).display().to_string();
+            let table = table(name, "PARQUET", &location, options);
+            TableDefinition { partition_columns: vec!["part".into()], ..table }
+        };
+        let tables = tables(make, false);
+        Self { folder, tables }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    /// As a program that globs the folder.
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        let mut rows = vec![];
+        for folder in entries(&self.folder.path().join(short(table))) {
+            let name = folder.file_name().unwrap().to_str().unwrap();
+            let Some((_, part)) = name.split_once("part=") else { panic!("{name} is no partition") };
+            for file in entries(&folder).filter(|file| file.extension().is_some_and(|end| end == "parquet")) {
+                let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
+                rows.extend(reader.build().unwrap().flat_map(|batch| rows_of(&batch.unwrap(), Some(part))));
+            }
+        }
+        rows
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
+    }
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path())
+}
+
+pub struct Postgres {
+    server: String,
+    url: String,
+    database: String,
+    tables: Tables,
+}
+
+impl Subject for Postgres {
+    const FENCES: bool = true;
+    const NEWEST: Newest = Newest::Whole;
+
+    fn fresh() -> Self {
+        let server = std::env::var("DATABASE_URL").expect("DATABASE_URL: run this through `make test`");
+        let database = format!("contract_{}", Uuid::new_v4().simple());
+        let (host, _) = server.rsplit_once('/').expect("DATABASE_URL ends with /database");
+        let url = format!("{host}/{database}");
+        psql(&server, &format!("CREATE DATABASE {database}"));
+        let tables = tables(|name, options| table(name, "DATABASE", &url, options), true);
+        for (name, more) in [
+            ("plain", ""),
+            ("strict", ", CHECK (id <> -2)"),
+            ("letters", ""),
+            ("updated", ", PRIMARY KEY (id)"),
+            ("kept", ", PRIMARY KEY (id)"),
+        ] {
+            psql(&url, &format!("CREATE TABLE {name} (id bigint, v text, part text{more})"));
+        }
+        Self { server, url, database, tables }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        let lines = psql(&self.url, &format!("SELECT row_to_json(t) FROM {} t", short(table)));
+        lines.lines().map(row_of).collect()
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        vec![((-1, text("a\0b"), "p".into()), "\"v\""), ((-2, text("v"), "p".into()), "check")]
+    }
+
+    /// An administrator ends all connections to the database but those of our reader.
+    fn trouble(&self, after: Duration) {
+        let (server, database) = (self.server.clone(), self.database.clone());
+        std::thread::spawn(move || {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name <> 'psql'";
+            psql(&server, &format!("SELECT pg_sleep({}); {end} AND datname = '{database}'", after.as_secs_f64()));
+        });
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for you: database {}", self.database);
+            return;
+        }
+        psql(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.database));
+    }
+}
+
+pub struct Kafka {
+    brokers: String,
+    tables: Tables,
+}
+
+const KAFKA_PARTITIONS: i32 = 2;
+
+impl Subject for Kafka {
+    const FENCES: bool = true;
+    // A wave without rows leaves no marker, so it cannot tell whether a batch is whole.
+    const NEWEST: Newest = Newest::Begun;
+
+    fn fresh() -> Self {
+        let brokers = std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS: run this through `make test`");
+        let prefix = format!("contract-{}", Uuid::new_v4());
+        let make = |name: &str, options: &[(&str, &str)]| {
+            let options = [&[("brokers", brokers.as_str()), ("key", "id")], options].concat();
+            table(name, "KAFKA", &format!("{prefix}-{name}"), &options)
+        };
+        let tables = tables(make, false);
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+        let topics = tables.all();
+        let topics = topics.iter().map(|table| {
+            let topic = NewTopic::new(&table.location, KAFKA_PARTITIONS, TopicReplication::Fixed(1));
+            if short(table) == "strict" { topic.set("max.message.bytes", "3000") } else { topic }
+        });
+        let topics: Vec<NewTopic> = topics.collect();
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+        for made in futures::executor::block_on(admin.create_topics(&topics, &options)).unwrap() {
+            made.unwrap();
+        }
+        let kafka = Self { brokers, tables };
+        for table in kafka.tables.all() {
+            // A broker may know of them a little later than the controller.
+            wait_for("a new topic", Duration::from_secs(30), || kafka.ends(&table.location, "read_committed"));
+        }
+        kafka
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    /// As a reader of committed messages. A commit is durable a moment before the partitions learn of it.
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        wait_for("the end of all transactions", Duration::from_secs(60), || {
+            let [all, committed] = ["read_uncommitted", "read_committed"].map(|of| self.ends(&table.location, of));
+            (all.is_some() && all == committed).then_some(())
+        });
+        let consumer = self.consumer("read_committed");
+        let mut all = TopicPartitionList::new();
+        for partition in 0..KAFKA_PARTITIONS {
+            all.add_partition_offset(&table.location, partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&all).unwrap();
+        let (mut rows, mut ends, began) = (vec![], BTreeSet::new(), Instant::now());
+        while ends.len() < KAFKA_PARTITIONS as usize {
+            assert!(began.elapsed() < Duration::from_secs(60), "{} has an end", table.location);
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                Some(Ok(message)) => rows.push(row_of(std::str::from_utf8(message.payload().unwrap()).unwrap())),
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.insert(partition)),
+                Some(Err(error)) => panic!("{}: {error}", table.location),
+            }
+        }
+        rows
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        vec![((-1, Some("x".repeat(4_000)), "p".into()), "bytes, topic")]
+    }
+}
+
+impl Kafka {
+    fn consumer(&self, isolation: &str) -> BaseConsumer {
+        ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("group.id", "contract-reader")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("isolation.level", isolation)
+            .set("fetch.wait.max.ms", "20")
+            .create()
+            .unwrap()
+    }
+
+    /// Of each partition, as such a reader sees it; `None`: the topic is not known yet.
+    fn ends(&self, topic: &str, isolation: &str) -> Option<Vec<i64>> {
+        let consumer = self.consumer(isolation);
+        let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(10));
+        (0..KAFKA_PARTITIONS).map(|partition| end(partition).ok().map(|(_, end)| end)).collect()
+    }
+}

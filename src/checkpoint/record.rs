@@ -53,10 +53,16 @@ pub struct Commit {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourceCommit {
+    /// The LOCATION that the offsets are of: those of another topic would mean nothing.
+    #[serde(default)]
+    pub location: String,
     pub ranges: Ranges,
     /// Over all partitions: µs; `None` before the first.
     pub watermark: Option<i64>,
     pub partitions: BTreeMap<i32, PartitionCommit>,
+    /// Records that retention removed before this batch could read them (an upper bound: offsets may be sparse).
+    #[serde(default)]
+    pub lost: u64,
 }
 
 /// Per partition: fetched = decoded + undecodable; decoded + undecodable = passed to SQL + refused by a query.
@@ -69,7 +75,6 @@ pub struct PartitionCommit {
     pub decoded: u64,
     pub undecodable: u64,
     pub refused_by_query: u64,
-    pub lost: u64,
 }
 
 /// produced = written + conflict + refused.

@@ -100,7 +100,10 @@ pub async fn drive(
 /// The project's `migrations/` lies beside its `queries/`.
 async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
     let folder = queries.canonicalize().ok().and_then(|path| path.parent().map(|parent| parent.join("migrations")));
-    let Some(folder) = folder.filter(|folder| folder.is_dir()) else { return Ok(()) };
+    let Some(folder) = folder.filter(|folder| folder.is_dir()) else {
+        tracing::info!("no migrations/ beside {}: the tables must be there", queries.display());
+        return Ok(());
+    };
     let written: BTreeSet<String> = program
         .written()
         .iter()

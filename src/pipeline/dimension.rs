@@ -17,6 +17,7 @@ use futures::StreamExt;
 use tokio::task::JoinHandle;
 
 use super::rows;
+use super::write::{Backoff, OPEN_ATTEMPTS_MAX};
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector::{self, TableDefinition};
 use crate::sql::program::DimensionSpec;
@@ -55,7 +56,14 @@ impl Dimension {
     /// # Errors
     /// The table cannot be read now: there is no last version to go on with.
     pub async fn open(spec: DimensionSpec) -> Result<Self> {
-        let newest = Arc::new(Mutex::new(Arc::new(read(&spec.table).await?)));
+        let mut backoff = Backoff::new(OPEN_ATTEMPTS_MAX);
+        let first = loop {
+            match read(&spec.table).await {
+                Ok(version) => break version,
+                Err(error) => backoff.after(error, &spec.table.name, "read the dimension").await?,
+            }
+        };
+        let newest = Arc::new(Mutex::new(Arc::new(first)));
         let refresher = spec.refresh.map(|every| {
             let (table, newest) = (Arc::clone(&spec.table), Arc::clone(&newest));
             tokio::spawn(refresh(table, every, newest))

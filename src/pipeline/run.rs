@@ -47,6 +47,8 @@ pub struct SourceBatch {
 pub struct Batch {
     pub number: u64,
     pub planned_at: i64,
+    /// `target_partitions` of its queries: as planned, whatever the setting is now.
+    pub partitions: usize,
     /// By source table.
     pub sources: BTreeMap<String, SourceBatch>,
 }
@@ -101,7 +103,9 @@ impl Runner {
     /// # Errors
     /// A query failed other than by single rows, or refuses too many of them. The state is as it was.
     pub async fn run(&self, batch: &Batch) -> Result<Outcome> {
-        let state = Arc::new(self.program.state());
+        let mut state = self.program.state();
+        state.config_mut().options_mut().execution.target_partitions = batch.partitions;
+        let state = Arc::new(state);
         let outcome = self.run_without_refused(batch, &state).await;
         self.unpin();
         outcome
@@ -171,7 +175,7 @@ impl Runner {
     pub(super) fn insert_rows(&self, number: usize, batch: &Batch) -> InsertQuery {
         let insert = &self.program.inserts[number];
         // More than one partition come back in any order.
-        let in_order = insert.in_source_order && self.program.settings.target_partitions == 1;
+        let in_order = insert.in_source_order && batch.partitions == 1;
         InsertQuery {
             plan: insert.plan.clone(),
             params: self.params(batch, &insert.sources),

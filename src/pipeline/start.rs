@@ -10,6 +10,7 @@ use super::dimension::Dimension;
 use super::run::Runner;
 use super::watermark::Watermark;
 use super::write::Sinks;
+use crate::checkpoint::record::{PartitionCommit, SourceCommit};
 use crate::checkpoint::{Blob, Checkpoint, Commit, Recovery};
 use crate::connector::{self, Source};
 use crate::sql::settings::{self, Settings};
@@ -33,6 +34,10 @@ pub struct Pipeline {
     pub(super) sources: BTreeMap<String, Box<dyn Source>>,
     pub(super) watermarks: BTreeMap<String, Watermark>,
     pub(super) dimensions: Vec<Dimension>,
+    /// The next offset of every partition, by source: what the last batch that ran ended with.
+    pub(super) positions: BTreeMap<String, BTreeMap<i32, i64>>,
+    /// Sources of earlier programs, kept in every commit: when they come back, they go on where they were.
+    pub(super) absent: BTreeMap<String, SourceCommit>,
     /// The number of the next batch.
     pub(super) next: u64,
     /// Blob of the program's stored text.
@@ -59,7 +64,7 @@ impl Pipeline {
         finish_old(&mut recovery, &text, &checkpoint, settings, lookup).await?;
         let sinks = open_sinks(&program, &checkpoint).await?;
         fits(&sinks, &recovery)?;
-        let mut pipeline = Self::assemble(program, &checkpoint, recovery.last.as_ref(), sinks, text, started).await?;
+        let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
         pipeline.restore(&recovery, reset_state && recovery.pending.is_empty()).await?;
         for plan in &recovery.pending {
             pipeline.replay(plan).await?;
@@ -73,26 +78,46 @@ impl Pipeline {
     async fn assemble(
         program: Arc<Program>,
         checkpoint: &Checkpoint,
-        last: Option<&Commit>,
+        recovery: &Recovery,
         sinks: Sinks,
         text: String,
         started: Instant,
     ) -> Result<Self> {
-        let now = now();
+        let (now, last) = (now(), recovery.last.as_ref());
+        if let Some(last) = last {
+            same_topics(&program, last)?;
+        }
         let name = program.settings.name()?.to_string();
         let share = program.settings.buffer / program.sources.len().max(1);
         let opens = program.sources.iter().map(async |source| {
             let table = connector::source(&source.table)?;
             let commit = last.and_then(|last| last.sources.get(&source.table.name));
-            let from = commit.into_iter().flat_map(|c| &c.ranges).map(|(partition, range)| (*partition, range.to));
-            let opened = table.open(&name, &from.collect(), share).await?;
+            let committed = commit.into_iter().flat_map(|c| &c.ranges).map(|(partition, range)| (*partition, range.to));
+            let mut from: BTreeMap<i32, i64> = committed.collect();
+            // A partition that no commit knows begins where the plan that is to be replayed does.
+            let planned = recovery.pending.first().and_then(|plan| plan.sources.get(&source.table.name));
+            for (partition, range) in planned.iter().flat_map(|planned| &planned.ranges) {
+                from.entry(*partition).or_insert(range.from);
+            }
+            let opened = table.open(&name, &from, share).await?;
             let watermark = Watermark::new(source.watermark.clone(), commit, now);
-            Ok::<_, Error>((source.table.name.clone(), opened, watermark))
+            Ok::<_, Error>((source.table.name.clone(), opened, watermark, from))
         });
         let (mut sources, mut watermarks) = (BTreeMap::new(), BTreeMap::new());
-        for (table, source, watermark) in futures::future::try_join_all(opens).await? {
+        let mut positions = BTreeMap::new();
+        for (table, source, watermark, from) in futures::future::try_join_all(opens).await? {
+            positions.insert(table.clone(), from);
             sources.insert(table.clone(), source);
             watermarks.insert(table, watermark);
+        }
+        let mut absent = last.map(|last| last.sources.clone()).unwrap_or_default();
+        absent.retain(|name, _| !sources.contains_key(name));
+        for partition in absent.values_mut().flat_map(|source| source.partitions.values_mut()) {
+            let (max_event_time, idle) = (partition.max_event_time, partition.idle);
+            *partition = PartitionCommit { max_event_time, idle, ..PartitionCommit::default() };
+        }
+        for range in absent.values_mut().flat_map(|source| source.ranges.values_mut()) {
+            range.from = range.to;
         }
         let mut dimensions = Vec::new();
         for spec in &program.dimensions {
@@ -106,6 +131,8 @@ impl Pipeline {
             sources,
             watermarks,
             dimensions,
+            positions,
+            absent,
             next: last.map_or(0, |last| last.number + 1),
             text,
             started,
@@ -133,7 +160,10 @@ impl Pipeline {
                         // One entry of a list a batch: the lists are as long as they were.
                         true => states.iter().try_for_each(|batch| store.restore(std::slice::from_ref(batch)))?,
                         false if states.is_empty() => {}
-                        false => store.restored(&states, i64::MIN, &state).await?,
+                        false => {
+                            let watermark = self.watermarks.get(&store.definition().source).and_then(Watermark::value);
+                            store.restored(&states, watermark.unwrap_or(i64::MIN), &state).await?;
+                        }
                     }
                 }
             }
@@ -204,16 +234,43 @@ async fn finish_old(
         return Ok(());
     }
     tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
-    let (program, last, name) = (Arc::new(program), recovery.last.clone(), plan.program.clone());
-    let mut old = Pipeline::assemble(program, checkpoint, last.as_ref(), sinks, name.clone(), Instant::now()).await?;
+    let (program, name) = (Arc::new(program), plan.program.clone());
+    let mut old = Pipeline::assemble(program, checkpoint, recovery, sinks, name.clone(), Instant::now()).await?;
     old.restore(recovery, false).await?;
-    for plan in recovery.pending.iter().take_while(|plan| plan.program == name) {
+    for (position, plan) in recovery.pending.iter().enumerate() {
+        // The plan behind it was made ahead: nothing of it can be written, so it need not keep the old SQL.
+        if position > 0 && (plan.program != name || old.sinks.lock().await.holding(plan.number).await?.is_empty()) {
+            break;
+        }
         old.replay(plan).await?;
     }
     drop(old);
     *recovery = checkpoint.recover().await?;
     // A plan of the new text cannot stand behind one of the old text that was never committed.
     recovery.pending.retain(|plan| plan.program == text);
+    Ok(())
+}
+
+/// Offsets mean something only in the topic they are of.
+fn same_topics(program: &Program, last: &Commit) -> Result<()> {
+    let hint = "put it back, or start anew under another poundlock.name";
+    for source in &program.sources {
+        let (name, location) = (&source.table.name, &source.table.location);
+        match last.sources.get(name) {
+            Some(commit) if commit.location != *location => {
+                let error = format!("table {name} reads {location:?}, the checkpoint has offsets of {:?}", commit.location);
+                return Err(Error::user(error).at(source.table.place.clone()).hint(hint));
+            }
+            Some(_) => {}
+            None => {
+                let renamed = last.sources.iter().find(|(_, commit)| commit.location == *location);
+                if let Some((old, _)) = renamed.filter(|(old, _)| !program.tables.contains_key(*old)) {
+                    let error = format!("table {name} reads {location:?}, which the checkpoint knows as table {old}");
+                    return Err(Error::user(error).at(source.table.place.clone()).hint(hint));
+                }
+            }
+        }
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use super::start::{Pipeline, now};
 use super::write::{Sinks, ToWrite, Written};
 use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
-use crate::connector::{Cut, CutLimit, Ranges};
+use crate::connector::{Cut, CutLimit, OffsetRange, Ranges};
 use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
@@ -54,7 +54,6 @@ pub struct BatchSummary {
     pub commit: Duration,
     /// Lowest watermark; µs.
     pub watermark: Option<i64>,
-    pub replayed: bool,
 }
 
 /// Called after every commit.
@@ -72,12 +71,28 @@ impl Pipeline {
     /// # Errors
     /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
     pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
+        let mut ahead = None;
+        let done = self.batches(options, stop, observer, &mut ahead).await;
+        // Whatever stopped it has nothing to do with the batch that is being written: that one is finished.
+        match (done, self.drain(&mut ahead, observer).await) {
+            (Err(error), Err(other)) => Error::all(vec![error, other]).map_or(Ok(()), Err),
+            (Err(error), Ok(())) | (Ok(()), Err(error)) => Err(error),
+            (Ok(()), Ok(())) => self.snapshot_at_end().await,
+        }
+    }
+
+    async fn batches(
+        &mut self,
+        options: Options,
+        stop: &CancellationToken,
+        observer: &Observer,
+        ahead: &mut Option<InFlight>,
+    ) -> Result<()> {
         tracing::info!(ms = self.started.elapsed().as_millis() as u64, next_batch = self.next, "pipeline is running");
         let mut ticks = tokio::time::interval(self.program.settings.trigger);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ends: BTreeMap<String, BTreeMap<i32, i64>> =
             self.sources.iter().map(|(name, source)| (name.clone(), source.end_at_start())).collect();
-        let mut ahead: Option<InFlight> = None;
         let mut reached: BTreeSet<(String, i32)> = BTreeSet::new();
         loop {
             let waiting = Instant::now();
@@ -85,7 +100,7 @@ impl Pipeline {
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => {}
                 () = self.filled() => ticks.reset(),
-                failed = settled(&mut ahead) => { self.finish(failed?, observer).await?; continue }
+                done = settled(ahead) => { self.finish(done?, observer).await?; continue }
             }
             let cuts = self.cut().await?;
             for (name, cut) in &cuts {
@@ -106,17 +121,16 @@ impl Pipeline {
             };
             if let Some(plan) = self.plan(&cuts, false).await? {
                 let waited = waiting.elapsed();
-                self.turn(plan, cuts, &mut ahead, observer, waited).await?;
+                self.turn(plan, cuts, ahead, observer, waited).await?;
             }
             if last {
                 break;
             }
         }
-        self.drain(&mut ahead, observer).await?;
         if options.close_windows && options.end != End::Never && !stop.is_cancelled() {
-            self.close(&mut ahead, observer).await?;
+            self.close(ahead, observer).await?;
         }
-        self.snapshot_at_end().await
+        Ok(())
     }
 
     /// Returns when a source has a full batch.
@@ -269,12 +283,16 @@ impl Pipeline {
                 partition.undecodable += undecodable;
                 partition.decoded += rows - undecodable;
             }
-            let commit = SourceCommit { ranges: planned.ranges.clone(), watermark: watermark.value(), partitions };
+            let location = self.program.tables[&name].location.clone();
+            let (ranges, watermark) = (planned.ranges.clone(), watermark.value());
+            self.positions.insert(name.clone(), ends(&ranges));
+            let commit = SourceCommit { location, ranges, watermark, partitions, lost: planned.lost };
             accounts.insert(name.clone(), commit);
-            let after = watermark.value();
+            let after = watermark;
             sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });
         }
-        let batch = Batch { number: plan.number, planned_at: plan.planned_at, sources };
+        let batch =
+            Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
         let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
         let mut letters = Vec::with_capacity(refused.len());
         for row in &refused {
@@ -296,6 +314,7 @@ impl Pipeline {
             true => Some(self.image()?),
             false => None,
         };
+        accounts.extend(self.absent.clone());
         let commit = Commit {
             number: plan.number,
             epoch: self.checkpoint.identity().epoch,
@@ -332,11 +351,11 @@ impl Pipeline {
         if self.runner.stores().iter().all(|store| store.panes().is_empty()) {
             return Ok(());
         }
-        let nothing = CutLimit::Available { rows: 0, bytes: 0 };
-        let mut cuts = BTreeMap::new();
-        for (name, source) in &self.sources {
-            cuts.insert(name.clone(), source.cut(&nothing).await?);
-        }
+        let nothing = |(partition, to): (&i32, &i64)| (*partition, OffsetRange { from: *to, to: *to });
+        let cut = |(name, ends): (&String, &BTreeMap<i32, i64>)| {
+            (name.clone(), Cut { ranges: ends.iter().map(nothing).collect(), ..Cut::default() })
+        };
+        let cuts = self.positions.iter().map(cut).collect();
         if let Some(plan) = self.plan(&cuts, true).await? {
             self.turn(plan, cuts, ahead, observer, Duration::ZERO).await?;
         }

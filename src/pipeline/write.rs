@@ -18,8 +18,11 @@ use crate::connector::{
 };
 use crate::{Error, Result};
 
-/// A sink that fails so often in a row stops the pipeline: nothing is lost, a restart goes on with this batch.
-const ATTEMPTS_MAX: u32 = 10;
+/// A sink that fails so often in a row, for about an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
+/// restart goes on with this batch.
+const ATTEMPTS_MAX: u32 = 240;
+/// At the start, whoever started it is watching: half a minute, then an error.
+pub const OPEN_ATTEMPTS_MAX: u32 = 8;
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
@@ -67,7 +70,7 @@ impl Sinks {
         inserts: usize,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
-            let mut backoff = Backoff::new();
+            let mut backoff = Backoff::new(OPEN_ATTEMPTS_MAX);
             let newest = loop {
                 match sink.open(identity).await {
                     Ok(newest) => break newest,
@@ -116,7 +119,7 @@ impl Sinks {
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
         if let Some(refusal) = refused.first() {
             let error = Error::user("a dead letter was refused by its own sink").cause(&refusal.error);
-            return Err(error.at(format!("batch {}", batch.number)).hint("widen the columns of the dead letters' table"));
+            return Err(error.at(format!("batch {}", batch.number)).hint("a Kafka topic takes messages up to its max.message.bytes; a database column up to its type"));
         }
         Ok(written)
     }
@@ -193,7 +196,7 @@ async fn write_one(
     request: WriteRequest,
     checkpoint: &Checkpoint,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(ATTEMPTS_MAX);
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
@@ -203,7 +206,10 @@ async fn write_one(
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
         if report.already {
-            report.refusals = checkpoint.get_refused(request.batch, name).await?.unwrap_or_default();
+            // Killed before they were stored: then the sink's own, made again from the same rows, are as good.
+            if let Some(stored) = checkpoint.get_refused(request.batch, name).await? {
+                report.refusals = stored;
+            }
         } else if !report.refusals.is_empty() {
             report.refusals = checkpoint.put_refused(request.batch, name, &report.refusals).await?;
         }
@@ -212,22 +218,23 @@ async fn write_one(
 }
 
 /// Growing pauses between attempts, up to a limit.
-struct Backoff {
+pub struct Backoff {
     attempt: u32,
+    attempts_max: u32,
     pause: Duration,
 }
 
 impl Backoff {
-    fn new() -> Self {
-        Self { attempt: 1, pause: BACKOFF_FIRST }
+    pub fn new(attempts_max: u32) -> Self {
+        Self { attempt: 1, attempts_max, pause: BACKOFF_FIRST }
     }
 
     /// Waits after an error that may pass.
     ///
     /// # Errors
     /// The error itself, if it will not pass or has come too often.
-    async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
-        if !error.is_retryable() || self.attempt >= ATTEMPTS_MAX {
+    pub async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
+        if !error.is_retryable() || self.attempt >= self.attempts_max {
             return Err(error);
         }
         let (pause, line) = (self.pause, error.line());

@@ -3,6 +3,7 @@
 //! A batch shows the windows that changed or closed in it, each whole. So what is grouped, partitioned or joined by
 //! window is right; a total over windows, or a look at the window before, sees only what this batch happens to show.
 
+use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::logical_expr::utils::split_conjunction;
@@ -95,7 +96,8 @@ fn is_bound(expr: &Expr, known: &[Column]) -> bool {
     match expr {
         Expr::Column(column) => known.contains(column),
         Expr::Alias(alias) => is_bound(&alias.expr, known),
-        Expr::Cast(cast) => is_bound(&cast.expr, known),
+        // A day holds many windows: only a cast that keeps them apart.
+        Expr::Cast(cast) => matches!(cast.field.data_type(), DataType::Timestamp(..)) && is_bound(&cast.expr, known),
         Expr::BinaryExpr(e) if matches!(e.op, Operator::Plus | Operator::Minus) => {
             is_bound(&e.left, known) && matches!(e.right.as_ref(), Expr::Literal(..))
         }
@@ -143,7 +145,7 @@ fn is_closed_test(condition: &Expr) -> bool {
     };
     fn is(expr: &Expr, wanted: fn(&Expr) -> bool) -> bool {
         match expr {
-            Expr::Cast(cast) => is(&cast.expr, wanted),
+            Expr::Cast(cast) => matches!(cast.field.data_type(), DataType::Timestamp(..)) && is(&cast.expr, wanted),
             other => wanted(other),
         }
     }

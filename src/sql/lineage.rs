@@ -53,9 +53,14 @@ pub fn scans(plan: &LogicalPlan) -> Result<Scans> {
 pub fn row_wise(plan: &LogicalPlan) -> bool {
     let mut row_wise = true;
     let visited = plan.apply(|node| {
-        use LogicalPlan::{Aggregate, Distinct, Join, Limit, RecursiveQuery, Sort, TableScan, Window};
+        use LogicalPlan::{Aggregate, Distinct, Join, Limit, RecursiveQuery, Sort, TableScan, Union, Window};
         row_wise &= match node {
             Aggregate(_) | Distinct(_) | Limit(_) | Window(_) | RecursiveQuery(_) => !is_stream(node),
+            // A branch without a stream would give its rows again in every batch.
+            Union(union) => {
+                let streams = union.inputs.iter().filter(|input| is_stream(input)).count();
+                streams == 0 || streams == union.inputs.len()
+            }
             Sort(sort) => sort.fetch.is_none() || !is_stream(node),
             TableScan(scan) => scan.fetch.is_none() || !is_stream(node),
             Join(join) => match (is_stream(&join.left), is_stream(&join.right)) {

@@ -21,7 +21,7 @@ use datafusion::physical_plan::aggregates::PhysicalGroupBy;
 
 use super::functions::is_of_batch;
 use super::lineage::{row_wise, scans};
-use super::window_tvf::{PANE_TIME, WINDOW_END, WINDOW_START, WindowTvf, as_window_tvf, carry, reaches_window_tvf};
+use super::window_tvf::{PANE_TIME, SIZE_MAX, WINDOW_END, WINDOW_START, WindowTvf, as_window_tvf, carry, reaches_window_tvf};
 
 /// How the rows of a source become partial aggregates, pane by pane.
 #[derive(Debug)]
@@ -136,8 +136,8 @@ impl Paned {
             (function.name() == "date_bin" && is_clock(column)).then(|| (i, *step, time.clone()))
         });
         let Some((start_column, step, time)) = found else { return Ok(None) };
-        let size = i64::from(step.days) * 86_400_000_000 + step.nanoseconds / 1_000;
-        if step.months != 0 || step.nanoseconds % 1_000 != 0 || size <= 0 {
+        let size = i64::from(step.days).saturating_mul(86_400_000_000).saturating_add(step.nanoseconds / 1_000);
+        if step.months != 0 || step.nanoseconds % 1_000 != 0 || size <= 0 || size > SIZE_MAX {
             return plan_err!(
                 "date_bin over event time needs an interval of fixed length in whole microseconds. Months and years vary"
             );

@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::Result;
@@ -69,7 +69,7 @@ impl ClosedColumns {
 
 fn uncast(expr: &Expr) -> &Expr {
     match expr {
-        Expr::Cast(cast) => uncast(&cast.expr),
+        Expr::Cast(cast) if matches!(cast.field.data_type(), DataType::Timestamp(..)) => uncast(&cast.expr),
         other => other,
     }
 }

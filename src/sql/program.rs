@@ -237,6 +237,7 @@ impl<'a> Planner<'a> {
             // What an INSERT into it may do cannot be judged: no errors that only follow from this one.
             self.off.insert(key.clone());
         }
+        engine_options(&definition).map_err(|e| self.error(place, e))?;
         if definition.options.get("role").is_some_and(|role| role == "dead_letters") {
             if let Some(other) = &self.dead_letters {
                 let error = format!("{} already has the role dead_letters; there can be one", other.name);
@@ -403,6 +404,10 @@ impl<'a> Planner<'a> {
             return Err(self.error(place, error).hint("INSERT from each by itself"));
         }
         let sources: BTreeSet<String> = read.sources.union(&of_views).cloned().collect();
+        if sources.is_empty() && read.sinks.is_empty() {
+            let error = "the SELECT reads no unbounded table, so its rows would be written again in every batch";
+            return Err(self.error(place, error).hint("read a stream, or do it once with `psql` or another tool"));
+        }
         if sources.len() > 1 && uses(plan, WATERMARK_BEFORE).map_err(|e| self.explain(&e, place))? {
             let error = "LATE(view) cannot be read together with another unbounded table";
             return Err(self.error(place, error).hint("INSERT from each by itself"));
@@ -429,6 +434,30 @@ impl<'a> Planner<'a> {
             }
         }
         self.dimensions.retain(|dimension| used.contains(&dimension.table.name));
+    }
+}
+
+/// Options of the engine that mean nothing here, or not what they seem to.
+fn engine_options(table: &TableDefinition) -> std::result::Result<(), String> {
+    match table.options.get("role").map(String::as_str) {
+        None | Some("dead_letters" | "valid") => {}
+        Some(role) => return Err(format!("option 'role' is {role:?}, not one of dead_letters, valid")),
+    }
+    match table.options.get("delivery").map(String::as_str) {
+        None | Some("required") => {}
+        Some("outbox") => return Err("option 'delivery' 'outbox' comes with a later release; a sink is 'required'".into()),
+        Some(other) => return Err(format!("option 'delivery' is {other:?}, not 'required'")),
+    }
+    let watermark = table.options.keys().find(|key| key.starts_with("watermark."));
+    match watermark {
+        Some(key) if !table.unbounded => Err(format!("option '{key}' is for UNBOUNDED tables")),
+        Some(key) if !table.options.contains_key("watermark.column") => {
+            Err(format!("option '{key}' means nothing without 'watermark.column'"))
+        }
+        _ if table.unbounded && table.options.contains_key("refresh") => {
+            Err("option 'refresh' is for bounded tables that are joined with".into())
+        }
+        _ => Ok(()),
     }
 }
 

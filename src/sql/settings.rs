@@ -117,7 +117,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_MEMORY"],
         default: Some("1 GiB"),
         value: "SIZE",
-        doc: "Memory for queries; what needs more spills to disk or fails. Window state comes on top",
+        doc: "Memory for queries; what needs more spills to disk or fails. So does window state, which cannot spill",
     },
     SettingDoc {
         name: "target_partitions",

@@ -34,6 +34,9 @@ pub const PANE_TIME: &str = "__time";
 /// A window of a HOP is made of so many slides at most: each open window is merged from that many panes.
 const PANES_MAX: i64 = 10_000;
 
+/// A hundred years: bounds stay far within 64 bits, in nanoseconds too.
+pub const SIZE_MAX: i64 = 36_525 * 86_400_000_000;
+
 /// The marker: every row of `input`, plus the bounds of its window(s).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WindowTvf {
@@ -249,7 +252,7 @@ fn window(
     };
     let mut micros = |arg: &SqlExpr| match context.sql_to_expr(arg.clone(), input.schema())? {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) if i.months == 0 && i.nanoseconds % 1_000 == 0 => {
-            Ok(i64::from(i.days) * 86_400_000_000 + i.nanoseconds / 1_000)
+            Ok(i64::from(i.days).saturating_mul(86_400_000_000).saturating_add(i.nanoseconds / 1_000))
         }
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(_)), _) => {
             plan_err!("{function}: {arg} has no fixed length in whole microseconds. Months and years vary; use days")
@@ -257,9 +260,9 @@ fn window(
         other => plan_err!("{function}: {other} is not an interval, such as INTERVAL '1 minute'"),
     };
     let (slide, size) = (micros(&args[2])?, micros(&args[args.len() - 1])?);
-    if slide <= 0 || size <= 0 || size % slide != 0 || size / slide > PANES_MAX {
+    if slide <= 0 || size <= 0 || size > SIZE_MAX || size % slide != 0 || size / slide > PANES_MAX {
         return plan_err!(
-            "{function}: the size must be a positive multiple of the slide, of {PANES_MAX} slides at most"
+            "{function}: the size must be a positive multiple of the slide, of {PANES_MAX} slides and 100 years at most"
         );
     }
     if in_units(slide, unit).is_none() {

@@ -320,7 +320,7 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
     if let Some(gone) = from.keys().find(|partition| !partitions.contains(partition)) {
         return Err(Error::external(format!("partition {gone} is in the checkpoint but not in topic {:?}", table.topic))
             .at(format!("topic {:?}, {} partitions", table.topic, partitions.len()))
-            .hint("was the topic deleted and made again with fewer partitions? --reset-state starts anew"));
+            .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name"));
     }
     let logs: Ranges =
         partitions.iter().map(|p| Ok((*p, watermarks(&consumer, table, *p, deadline)?))).collect::<Result<_>>()?;

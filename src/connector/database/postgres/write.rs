@@ -196,7 +196,9 @@ impl Writer {
                 Ok(Ok(written))
             }
             Err(error) if class(&error) == Class::Row => {
-                client.batch_execute("ROLLBACK TO SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
+                // Released too: else the next one would nest in it, one level for every row that is refused.
+                let undo = "ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt";
+                client.batch_execute(undo).await.map_err(|e| failure(&e, &doing()))?;
                 Ok(Err(error))
             }
             Err(error) => Err(failure(&error, &doing())),

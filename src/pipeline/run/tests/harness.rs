@@ -211,7 +211,12 @@ impl Sim {
         let after = watermark.value();
         let source = SourceBatch { chunks: cut.chunks, before, after, ahead_limit };
         let sources = [(self.program.sources[0].table.name.clone(), source)].into();
-        let batch = Batch { number: self.number, planned_at: step.planned_at, sources };
+        let batch = Batch {
+            number: self.number,
+            planned_at: step.planned_at,
+            partitions: self.program.settings.target_partitions,
+            sources,
+        };
         let outcome = self.runner.run(&batch).await?;
 
         let partitions = watermark.partitions();

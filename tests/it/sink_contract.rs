@@ -529,8 +529,13 @@ async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
         let batch = mixed(&rig.system, number, 1_500);
         let request = batch.request();
         let mut old = sink;
-        let written = tokio::spawn(async move { old.write(&request).await });
-        tokio::time::sleep(took.mul_f64(chance.random_range(0.0..1.2))).await;
+        // A takeover takes longer than a write: it begins earlier as often as later.
+        let (pause, head_start) = (took.mul_f64(chance.random_range(0.0..2.0)), took.mul_f64(chance.random_range(0.0..1.0)));
+        let written = tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            old.write(&request).await
+        });
+        tokio::time::sleep(head_start).await;
         (sink, _) = rig.start().await;
         let held = sink.holds(number).await.unwrap();
         if S::FENCES && !held {

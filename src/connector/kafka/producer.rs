@@ -12,7 +12,8 @@
 //!
 //! Fencing: `init_transactions` ends older producers. A process that slept, lost its connection and comes back would
 //! so end the newer one: therefore each start writes its epoch into the marker, and whoever finds a higher one is
-//! fenced instead.
+//! fenced instead. An older start that looks just before the newer one writes its epoch ends it all the same, looks
+//! again and gives up; so a producer that was ended connects once more, and the markers decide.
 //!
 //! Failure: after any error the producer is dropped; the next call makes a new one, whose `init_transactions` settles
 //! an open transaction, and reads the marker again. So a commit whose answer was lost is never repeated.
@@ -93,8 +94,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, checks the topics, fences older producers, reads the markers.
-    pub fn connect(cluster: &Cluster, identity: &Identity) -> Result<Self> {
+    /// Connects, checks the topics, fences older producers, reads the markers. `again`: our last producer was fenced, so
+    /// our marker must still be there.
+    pub fn connect(cluster: &Cluster, identity: &Identity, again: bool) -> Result<Self> {
         let deadline = Instant::now() + OPEN_LIMIT;
         let (table, config) = cluster.config()?;
         let consumer = |group: Option<&str>| -> Result<BaseConsumer> {
@@ -139,18 +141,31 @@ impl Session {
         };
         if cluster.transactional {
             let dead_letters = consumer(Some(&format!("{rows_group}.dead_letters")))?;
-            session.fence(&questions, &dead_letters, deadline)?;
+            if let Err(error) = session.fence(&questions, &dead_letters, again, deadline) {
+                return Err(if session.is_fenced() { error.retryable() } else { error });
+            }
         }
         Ok(session)
     }
 
-    fn fence(&mut self, rows: &BaseConsumer, dead_letters: &BaseConsumer, deadline: Instant) -> Result<()> {
+    fn fence(
+        &mut self,
+        rows: &BaseConsumer,
+        dead_letters: &BaseConsumer,
+        again: bool,
+        deadline: Instant,
+    ) -> Result<()> {
         let failed = |error: &KafkaError| transaction_error("could not begin to write transactions", error);
         let group = |consumer: &BaseConsumer| {
             consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
         };
         // Before anything is fenced: we may be the older one.
-        self.check_epoch(read_marker(rows, &self.identity, deadline)?)?;
+        let marker = read_marker(rows, &self.identity, deadline)?;
+        self.check_epoch(marker)?;
+        if again && marker.epoch < self.identity.epoch {
+            return Err(Error::external("fenced by a pipeline of the same name with another checkpoint")
+                .hint("give each pipeline a poundlock.name of its own"));
+        }
         self.producer.init_transactions(left(deadline)).map_err(|error| failed(&error))?;
         let marker = read_marker(rows, &self.identity, deadline)?;
         self.check_epoch(marker)?;
@@ -173,6 +188,11 @@ impl Session {
         }
         Err(Error::external(format!("fenced by epoch {} of pipeline {:?}", marker.epoch, self.identity.name))
             .hint("a newer start of the same pipeline is writing; this one must not"))
+    }
+
+    /// Whether another producer has taken our place.
+    pub fn is_fenced(&self) -> bool {
+        self.producer.client().fatal_error().is_some_and(|(code, _)| is_fencing(code))
     }
 
     pub fn newest(&self, wave: Wave) -> Option<u64> {
@@ -306,15 +326,19 @@ impl Messages<'_> {
     }
 }
 
+fn is_fencing(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+}
+
 /// What failed, and whether a new producer may do better: a fenced one may not.
 fn transaction_error(message: &str, error: &KafkaError) -> Error {
-    use RDKafkaErrorCode as Code;
     let code = match error {
         KafkaError::Transaction(error) => Some(error.code()),
         other => other.rdkafka_error_code(),
     };
     match code {
-        Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) => {
+        Some(code) if is_fencing(code) => {
             Error::external(format!("{message}: fenced by a newer producer")).cause(error)
                 .hint("another process writes as this pipeline (poundlock.name); only one may")
         }

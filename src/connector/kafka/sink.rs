@@ -7,7 +7,8 @@
 //! A message that the topic is too small for is refused, by its size alone, so that a replay refuses the same rows. How
 //! a batch is recognised as written: see `producer`.
 //!
-//! Failure: what may pass is retryable and drops the producer; the next call connects anew. Being fenced is final.
+//! Failure: what may pass is retryable and drops the producer; the next call connects anew. Being fenced by a newer
+//! start is final.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -36,14 +37,24 @@ pub const ID_HEADER: &str = "poundlock-id";
 /// Messages between two looks at their acknowledgements.
 const BREATH: usize = 1_000;
 
+/// Times that a sink asks the markers who is newer. Two pipelines of one name would else fence each other for ever.
+const FENCED_MAX: u32 = 3;
+
 /// See the module's documentation.
 pub struct KafkaSink {
     name: String,
     cluster: Arc<Cluster>,
     identity: Option<Identity>,
-    /// `None` before `open`, and after an error: then the next call connects. A call whose future was dropped goes on in
-    /// the background and holds the lock: the next one waits for it, since two producers of ours would fence each other.
-    session: Arc<Mutex<Option<Session>>>,
+    /// No session before `open`, and after an error: then the next call connects. A call whose future was dropped goes on
+    /// in the background and holds the lock: the next one waits for it, as two producers of ours would fence each other.
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    session: Option<Session>,
+    /// How often a producer of ours was fenced.
+    fenced: u32,
 }
 
 impl KafkaSink {
@@ -84,7 +95,7 @@ impl KafkaSink {
             let first = brokers.split(',').next().unwrap_or_default();
             let name: String =
                 first.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-            Self { name: format!("kafka-{name}"), cluster: Arc::new(cluster), identity: None, session: Arc::default() }
+            Self { name: format!("kafka-{name}"), cluster: Arc::new(cluster), identity: None, kept: Arc::default() }
         };
         Ok(clusters.into_iter().map(sink).collect())
     }
@@ -96,21 +107,24 @@ impl KafkaSink {
     ) -> Result<T> {
         let identity = self.identity.clone();
         let identity = identity.ok_or_else(|| Error::internal("a Kafka sink is used before it was opened"))?;
-        let (session, cluster) = (Arc::clone(&self.session), Arc::clone(&self.cluster));
+        let (kept, cluster) = (Arc::clone(&self.kept), Arc::clone(&self.cluster));
         let work = move || {
-            let mut kept = lock(&session);
-            let mut session = match kept.take() {
+            let mut kept = lock(&kept);
+            let mut session = match kept.session.take() {
                 Some(session) => session,
-                None => Session::connect(&cluster, &identity)?,
+                None => Session::connect(&cluster, &identity, kept.fenced > 0)?,
             };
             match work(&mut session, &cluster, &identity) {
                 Ok(result) => {
-                    *kept = Some(session);
+                    kept.session = Some(session);
                     Ok(result)
                 }
                 Err(error) => {
+                    let fenced = session.is_fenced();
                     session.abandon();
-                    Err(error)
+                    kept.fenced += u32::from(fenced);
+                    // The markers tell at the next call who is newer: it may have been an older start, about to give up.
+                    if fenced && kept.fenced <= FENCED_MAX { Err(error.retryable()) } else { Err(error) }
                 }
             }
         };
@@ -161,8 +175,8 @@ impl Sink for KafkaSink {
 
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
         self.identity = Some(identity.clone());
-        let session = Arc::clone(&self.session);
-        blocking(move || Ok(*lock(&session) = None)).await?;
+        let kept = Arc::clone(&self.kept);
+        blocking(move || Ok(*lock(&kept) = Kept::default())).await?;
         // Dead letters are written last: if those of a batch are in, its rows are.
         self.with_session(|session, _, _| Ok(session.newest(Wave::Rows).max(session.newest(Wave::DeadLetters)))).await
     }

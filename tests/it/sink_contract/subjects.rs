@@ -129,9 +129,10 @@ impl<const TRANSACTIONS: bool> Subject for Memory<TRANSACTIONS> {
         vec![((-1, text("impossible"), "p".into()), "it is impossible")]
     }
 
-    fn trouble(&self, after: Duration) {
+    fn trouble(&self, after: Duration) -> bool {
         let points = [FailAt::BeforeWrite, FailAt::Midway, FailAt::AfterWrite];
         self.system.fail_once(points[after.as_nanos() as usize % points.len()]);
+        true
     }
 }
 
@@ -183,13 +184,14 @@ impl Subject for Sqlite {
     }
 
     /// Another program holds the file's lock for a moment.
-    fn trouble(&self, after: Duration) {
+    fn trouble(&self, after: Duration) -> bool {
         let connection = self.connection();
         std::thread::spawn(move || {
             connection.execute_batch("BEGIN IMMEDIATE").unwrap();
             std::thread::sleep(after);
             connection.execute_batch("ROLLBACK").unwrap();
         });
+        false // a write waits for it, and does not fail
     }
 }
 
@@ -293,12 +295,13 @@ impl Subject for Postgres {
     }
 
     /// An administrator ends all connections to the database but those of our reader.
-    fn trouble(&self, after: Duration) {
+    fn trouble(&self, after: Duration) -> bool {
         let (server, database) = (self.server.clone(), self.database.clone());
         std::thread::spawn(move || {
             let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name <> 'psql'";
             psql(&server, &format!("SELECT pg_sleep({}); {end} AND datname = '{database}'", after.as_secs_f64()));
         });
+        true
     }
 }
 
@@ -313,8 +316,10 @@ impl Drop for Postgres {
 }
 
 pub struct Kafka {
-    brokers: String,
     tables: Tables,
+    /// Readers of all messages, and of committed ones.
+    uncommitted: BaseConsumer,
+    committed: BaseConsumer,
 }
 
 const KAFKA_PARTITIONS: i32 = 2;
@@ -344,10 +349,14 @@ impl Subject for Kafka {
         for made in futures::executor::block_on(admin.create_topics(&topics, &options)).unwrap() {
             made.unwrap();
         }
-        let kafka = Self { brokers, tables };
+        let [uncommitted, committed] =
+            ["read_uncommitted", "read_committed"].map(|isolation| consumer(&brokers, isolation));
+        let kafka = Self { tables, uncommitted, committed };
         for table in kafka.tables.all() {
             // A broker may know of them a little later than the controller.
-            wait_for("a new topic", Duration::from_secs(30), || kafka.ends(&table.location, "read_committed"));
+            wait_for("a new topic", Duration::from_secs(30), || {
+                ends(&kafka.committed, &table.location).zip(ends(&kafka.uncommitted, &table.location))
+            });
         }
         kafka
     }
@@ -363,22 +372,21 @@ impl Subject for Kafka {
     /// As a reader of committed messages. A commit is durable a moment before the partitions learn of it.
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {
         wait_for("the end of all transactions", Duration::from_secs(60), || {
-            let [all, committed] = ["read_uncommitted", "read_committed"].map(|of| self.ends(&table.location, of));
+            let (all, committed) = (ends(&self.uncommitted, &table.location), ends(&self.committed, &table.location));
             (all.is_some() && all == committed).then_some(())
         });
-        let consumer = self.consumer("read_committed");
         let mut all = TopicPartitionList::new();
         for partition in 0..KAFKA_PARTITIONS {
             all.add_partition_offset(&table.location, partition, Offset::Beginning).unwrap();
         }
-        consumer.assign(&all).unwrap();
-        let (mut rows, mut ends, began) = (vec![], BTreeSet::new(), Instant::now());
-        while ends.len() < KAFKA_PARTITIONS as usize {
+        self.committed.assign(&all).unwrap();
+        let (mut rows, mut at_end, began) = (vec![], BTreeSet::new(), Instant::now());
+        while at_end.len() < KAFKA_PARTITIONS as usize {
             assert!(began.elapsed() < Duration::from_secs(60), "{} has an end", table.location);
-            match consumer.poll(Duration::from_millis(100)) {
+            match self.committed.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => rows.push(row_of(std::str::from_utf8(message.payload().unwrap()).unwrap())),
-                Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.insert(partition)),
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(at_end.insert(partition)),
                 Some(Err(error)) => panic!("{}: {error}", table.location),
             }
         }
@@ -390,23 +398,20 @@ impl Subject for Kafka {
     }
 }
 
-impl Kafka {
-    fn consumer(&self, isolation: &str) -> BaseConsumer {
-        ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .set("group.id", "contract-reader")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("isolation.level", isolation)
-            .set("fetch.wait.max.ms", "20")
-            .create()
-            .unwrap()
-    }
+fn consumer(brokers: &str, isolation: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "contract-reader")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", isolation)
+        .set("fetch.wait.max.ms", "20")
+        .create()
+        .unwrap()
+}
 
-    /// Of each partition, as such a reader sees it; `None`: the topic is not known yet.
-    fn ends(&self, topic: &str, isolation: &str) -> Option<Vec<i64>> {
-        let consumer = self.consumer(isolation);
-        let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(10));
-        (0..KAFKA_PARTITIONS).map(|partition| end(partition).ok().map(|(_, end)| end)).collect()
-    }
+/// Of each partition, as such a reader sees it; `None`: the topic is not known yet.
+fn ends(consumer: &BaseConsumer, topic: &str) -> Option<Vec<i64>> {
+    let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(10));
+    (0..KAFKA_PARTITIONS).map(|partition| end(partition).ok().map(|(_, end)| end)).collect()
 }

@@ -75,12 +75,35 @@ async fn an_older_process_is_fenced_and_does_not_fence_back() {
     assert_eq!(new.open(&identity(&topic, 2)).await.unwrap(), Some(0));
     let late = request(&table, 1, Wave::Rows, &[(1, "late")]);
     let error = old.write(&late).await.unwrap_err();
-    assert!(!error.is_retryable() && error.to_string().contains("fenced"), "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("fenced"), "{error}");
     // It has dropped its producer: a new one must not take over from the newer process.
     let error = old.write(&late).await.unwrap_err();
     assert!(!error.is_retryable() && error.to_string().contains("fenced by epoch 2"), "{error}");
     assert!(!new.write(&request(&table, 1, Wave::Rows, &[(2, "new")])).await.unwrap().already);
     assert_eq!(keys(&topic), ["0", "2"]);
+}
+
+/// It had looked for markers before the newer one left its own, and then ended its producer.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: KAFKA_BROKERS"]
+async fn a_producer_ended_by_an_older_start_comes_back_and_one_ended_by_another_pipeline_does_not() {
+    let topic = new_topic(&[]);
+    let table = table(&brokers(), &topic, &[]);
+    let mut new = sink(&[Arc::clone(&table)]);
+    new.open(&identity(&topic, 2)).await.unwrap();
+    let late: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", brokers()).set("transactional.id", &topic).create().unwrap();
+    late.init_transactions(Duration::from_secs(20)).unwrap();
+    let rows = request(&table, 0, Wave::Rows, &[(1, "a")]);
+    assert!(new.write(&rows).await.unwrap_err().is_retryable());
+    assert!(!new.write(&rows).await.unwrap().already);
+    let stranger = Identity { uuid: Uuid::from_u128(8), ..identity(&topic, 1) };
+    sink(&[Arc::clone(&table)]).open(&stranger).await.unwrap();
+    let next = request(&table, 1, Wave::Rows, &[(2, "b")]);
+    assert!(new.write(&next).await.unwrap_err().is_retryable());
+    let error = new.write(&next).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("with another checkpoint"), "{error}");
+    assert_eq!(keys(&topic), ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

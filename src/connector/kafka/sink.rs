@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
-use arrow::array::{Array, BinaryArray, RecordBatch, StringArray};
+use arrow::array::{Array, BinaryArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{can_cast_types, cast};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema};
 use async_trait::async_trait;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
@@ -28,7 +28,7 @@ use super::source::blocking;
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
 };
-use crate::format::json_encode::encode_rows;
+use crate::format::json_encode::{EncodedRows, encode_rows};
 use crate::{Error, Result};
 
 /// Name of the header that identifies a message.
@@ -260,6 +260,7 @@ impl Writer<'_> {
         let header = |column: &usize| Ok((schema.field(*column).name().as_str(), Texts::of(batch.column(*column))?));
         let headers: Vec<(&str, Texts)> = table.headers.iter().map(header).collect::<Result<_>>()?;
         let limit = self.limits.get(&table.topic).copied().unwrap_or(usize::MAX);
+        let is_dead_letters = table.definition.options.get("role").is_some_and(|role| role == "dead_letters");
         let mut id = format!("{}-{}-{}-", self.identity.uuid, self.request.batch, insert.insert);
         let prefix = id.len();
         for (index, value) in values.iter().enumerate() {
@@ -268,7 +269,13 @@ impl Writer<'_> {
             write!(id, "{row}").map_err(|error| Error::internal("a number has no text").cause(error))?;
             let key = keys.as_ref().and_then(|keys| keys.get(index));
             let header_bytes = headers.iter().map(|(name, texts)| name.len() + texts.get(index).map_or(0, <[u8]>::len));
-            let size = value.len() + key.map_or(0, <[u8]>::len) + id.len() + header_bytes.sum::<usize>();
+            let beside = key.map_or(0, <[u8]>::len) + id.len() + header_bytes.sum::<usize>();
+            let short = match is_dead_letters && value.len() + beside > limit {
+                true => Some(without_bulk(batch, index)?),
+                false => None,
+            };
+            let value = short.as_ref().map_or(value, |short| short.row(0));
+            let size = value.len() + beside;
             let mut fits = size <= limit;
             if fits && let Some(outbox) = &mut outbox {
                 let mut list = OwnedHeaders::new_with_capacity(1 + headers.len());
@@ -293,6 +300,22 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// A dead letter that the topic cannot take whole, without what makes it large: its place in the source tells where the
+/// bytes are. Better than a pipeline that stops for ever because a bad record is a big one.
+fn without_bulk(batch: &RecordBatch, row: usize) -> Result<EncodedRows> {
+    let bulk = ["raw", "payload", "row_json"];
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        match bulk.contains(&field.name().as_str()) {
+            true => new_null_array(field.data_type(), 1),
+            false => column.slice(row, 1),
+        }
+    });
+    let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let short = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())?;
+    encode_rows(&short, &(0..short.num_columns()).collect::<Vec<_>>())
 }
 
 /// A column as the text, or the bytes, of keys or headers.

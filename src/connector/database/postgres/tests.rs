@@ -16,7 +16,7 @@ use super::{Address, connect};
 use crate::connector::database::migrate::migrate;
 use crate::connector::database::tests::*;
 use crate::connector::database::{REFUSED_MAX, provider, sinks};
-use crate::connector::{InsertRows, Sink, TableDefinition};
+use crate::connector::{Sink, TableDefinition};
 use crate::{Error, Fault};
 
 const MINUTE: Duration = Duration::from_secs(60);

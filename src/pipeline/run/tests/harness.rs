@@ -220,7 +220,8 @@ impl Sim {
         let outcome = self.runner.run(&batch).await?;
 
         let partitions = watermark.partitions();
-        self.commit = Some(SourceCommit { ranges: plan.ranges.clone(), watermark: after, partitions });
+        let (location, ranges) = (String::new(), plan.ranges.clone());
+        self.commit = Some(SourceCommit { location, ranges, watermark: after, partitions, lost: 0 });
         self.deltas.push(self.image(&outcome.deltas));
         self.runner.apply(outcome.deltas.clone(), &[(SOURCE.to_string(), after)].into()).await?;
         self.watermark = watermark;

@@ -142,11 +142,15 @@ impl Report {
         Ok(Self {
             name: program.settings.name.clone(),
             files: program.files.iter().map(|file| file.name.clone()).collect(),
-            dimensions: program.dimensions.iter().map(|dimension| Dimension {
-                table: dimension.table.name.clone(),
-                address: address(&dimension.table),
-                refresh: dimension.refresh.map(duration),
-            }).collect(),
+            dimensions: program
+                .dimensions
+                .iter()
+                .map(|dimension| Dimension {
+                    table: dimension.table.name.clone(),
+                    address: address(&dimension.table),
+                    refresh: dimension.refresh.map(duration),
+                })
+                .collect(),
             windowed_views: views(program),
             inserts: inserts.collect(),
             sinks: sinks.iter().map(|sink| sink_report(sink.as_ref())).collect(),
@@ -161,34 +165,52 @@ impl Report {
         let unnamed = "without a name: `run` needs SET poundlock.name".to_string();
         out += &format!("pipeline {}\n", self.name.as_ref().unwrap_or(&unnamed));
         out += &format!("files    {}\n", self.files.join(", "));
-        section(&mut out, "reads", self.sources.iter().map(|source| {
-            let watermark = source.watermark.as_deref().unwrap_or("no watermark, so no windows");
-            vec![format!("{}: {}", source.table, source.address), watermark.to_string()]
-        }));
-        section(&mut out, "joins with", self.dimensions.iter().map(|dimension| {
-            let refresh = match &dimension.refresh {
-                Some(every) => format!("read again every {every}"),
-                None => "read once, at the start".into(),
-            };
-            vec![format!("{}: {}", dimension.table, dimension.address), refresh]
-        }));
-        section(&mut out, "windowed views", self.windowed_views.iter().map(|view| {
-            let line = format!("{}: {} of {}", view.name, view.windows, view.source);
-            vec![line, format!("a window closes {} after its end, by event time", view.watermark_delay)]
-        }));
-        section(&mut out, "writes", self.inserts.iter().map(|insert| {
-            let mut lines = vec![
-                format!("{}: INSERT INTO {}", insert.place, insert.table),
-                format!("{}, {} (sink {})", insert.address, insert.guarantee, insert.sink),
-            ];
-            if !insert.sees.is_empty() {
-                lines.push(format!("sees {}", insert.sees.join("; and ")));
-            }
-            lines
-        }));
-        section(&mut out, "guarantees", self.sinks.iter().map(|sink| {
-            vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()]
-        }));
+        section(
+            &mut out,
+            "reads",
+            self.sources.iter().map(|source| {
+                let watermark = source.watermark.as_deref().unwrap_or("no watermark, so no windows");
+                vec![format!("{}: {}", source.table, source.address), watermark.to_string()]
+            }),
+        );
+        section(
+            &mut out,
+            "joins with",
+            self.dimensions.iter().map(|dimension| {
+                let refresh = match &dimension.refresh {
+                    Some(every) => format!("read again every {every}"),
+                    None => "read once, at the start".into(),
+                };
+                vec![format!("{}: {}", dimension.table, dimension.address), refresh]
+            }),
+        );
+        section(
+            &mut out,
+            "windowed views",
+            self.windowed_views.iter().map(|view| {
+                let line = format!("{}: {} of {}", view.name, view.windows, view.source);
+                vec![line, format!("a window closes {} after its end, by event time", view.watermark_delay)]
+            }),
+        );
+        section(
+            &mut out,
+            "writes",
+            self.inserts.iter().map(|insert| {
+                let mut lines = vec![
+                    format!("{}: INSERT INTO {}", insert.place, insert.table),
+                    format!("{}, {} (sink {})", insert.address, insert.guarantee, insert.sink),
+                ];
+                if !insert.sees.is_empty() {
+                    lines.push(format!("sees {}", insert.sees.join("; and ")));
+                }
+                lines
+            }),
+        );
+        section(
+            &mut out,
+            "guarantees",
+            self.sinks.iter().map(|sink| vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()]),
+        );
         section(&mut out, "off, for their address is empty", self.off.iter().map(|table| vec![table.clone()]));
         section(&mut out, "warnings", self.warnings.iter().map(|warning| vec![warning.clone()]));
         let plural = if self.inserts.len() == 1 { "" } else { "s" };

@@ -155,7 +155,9 @@ fn share(text: &str) -> anyhow::Result<f64> {
 fn time(text: &str) -> anyhow::Result<i64> {
     let zoned = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_micros());
     let plain = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f");
-    zoned.or_else(|_| plain().map(|time| time.and_utc().timestamp_micros())).context("not a time such as 2026-01-31T08:00:00")
+    zoned
+        .or_else(|_| plain().map(|time| time.and_utc().timestamp_micros()))
+        .context("not a time such as 2026-01-31T08:00:00")
 }
 
 fn property(text: &str) -> anyhow::Result<(String, String)> {

@@ -93,7 +93,11 @@ pub async fn drive(
     for table in &program.off {
         tracing::info!(table, "is off: its address is empty");
     }
-    let mut pipeline = Pipeline::open(program, reset_state, lookup).await?;
+    let mut pipeline = tokio::select! {
+        opened = Pipeline::open(program, reset_state, lookup) => opened?,
+        // Nothing is in hand that a restart would not take up again.
+        () = stop.cancelled() => return Ok(()),
+    };
     pipeline.run(options, stop, observer).await
 }
 

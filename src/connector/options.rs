@@ -10,15 +10,24 @@ pub type OptionDoc = (&'static str, &'static str);
 
 /// Options that belong to the engine, whatever the connector.
 pub const ENGINE_OPTIONS: &[OptionDoc] = &[
-    ("role", "`dead_letters`: the one table that also receives what the engine has to refuse; `valid`: marks the table \
-              whose rows count as valid, for metrics of a later release"),
+    (
+        "role",
+        "`dead_letters`: the one table that also receives what the engine has to refuse; `valid`: marks the table \
+              whose rows count as valid, for metrics of a later release",
+    ),
     ("refresh", "dimension: how often it is read again, as `1 minute`; without it once, at the start"),
     ("watermark.column", "source: the TIMESTAMP column that is the event time; without it there are no windows"),
     ("watermark.delay", "source: how late an event may be; default 0"),
-    ("watermark.idle", "source: a partition that is read to its end and quiet for so long holds the watermark back no \
-                        longer; default 60 seconds"),
-    ("watermark.max_ahead", "source: an event so far ahead of the clock moves no watermark and enters no window; \
-                             default 1 hour"),
+    (
+        "watermark.idle",
+        "source: a partition that is read to its end and quiet for so long holds the watermark back no \
+                        longer; default 60 seconds",
+    ),
+    (
+        "watermark.max_ahead",
+        "source: an event so far ahead of the clock moves no watermark and enters no window; \
+                             default 1 hour",
+    ),
     ("delivery", "reserved: taken and without effect. Every sink is required, that is, each batch waits for it"),
 ];
 
@@ -106,8 +115,8 @@ pub fn redact(address: &str) -> String {
     let mut text = address.to_string();
     if let Some(scheme) = text.find("://") {
         let rest = scheme + 3;
-        let authority_end = text[rest..].find(['/', '?', '#']).map_or(text.len(), |i| rest + i);
-        if let Some(at) = text[rest..authority_end].rfind('@').map(|i| rest + i)
+        // Up to the last '@': a password that should have been escaped may hold a '/' or an '@' of its own.
+        if let Some(at) = text[rest..].rfind('@').map(|i| rest + i)
             && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
         {
             text.replace_range(colon + 1..at, "***");
@@ -131,8 +140,12 @@ mod tests {
 
     #[test]
     fn no_password_is_printed() {
-        assert_eq!(redact("postgres://me:s3cret@host:5432/db?sslmode=require"), "postgres://me:***@host:5432/db?sslmode=require");
+        assert_eq!(
+            redact("postgres://me:s3cret@host:5432/db?sslmode=require"),
+            "postgres://me:***@host:5432/db?sslmode=require"
+        );
         assert_eq!(redact("postgres://me:a@b:c@host/db"), "postgres://me:***@host/db");
+        assert_eq!(redact("postgres://me:a@b/c#d@host/db"), "postgres://me:***@host/db");
         assert_eq!(redact("host=h password=abc dbname=x"), "host=h password=*** dbname=x");
         assert_eq!(redact("postgres://host/db?user=u&password=p"), "postgres://host/db?user=u&password=***");
         assert_eq!(redact("127.0.0.1:9092"), "127.0.0.1:9092");

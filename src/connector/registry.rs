@@ -43,7 +43,8 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
     sinks.extend(ParquetSink::for_tables(&of("PARQUET"))?.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
     match tables.iter().find(|t| !["DATABASE", "KAFKA", "PARQUET"].contains(&t.stored_as.as_str())) {
         Some(table) => {
-            let error = Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
+            let error =
+                Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
             Err(error.at(table.place.clone()).hint("write to PARQUET, DATABASE or KAFKA"))
         }
         None => Ok(sinks),

@@ -194,7 +194,8 @@ impl Pipeline {
         if names.is_empty() {
             return Ok(());
         }
-        let error = format!("the SQL of windowed view {} has changed, so its kept state does not fit", names.join(", "));
+        let error =
+            format!("the SQL of windowed view {} has changed, so its kept state does not fit", names.join(", "));
         Err(Error::user(error)
             .cause("the aggregate, its keys, its input, the windows' size, or the version of DataFusion is another")
             .hint("change it back, or start with --reset-state: windows that are open now begin anew"))
@@ -258,7 +259,8 @@ fn same_topics(program: &Program, last: &Commit) -> Result<()> {
         let (name, location) = (&source.table.name, &source.table.location);
         match last.sources.get(name) {
             Some(commit) if commit.location != *location => {
-                let error = format!("table {name} reads {location:?}, the checkpoint has offsets of {:?}", commit.location);
+                let error =
+                    format!("table {name} reads {location:?}, the checkpoint has offsets of {:?}", commit.location);
                 return Err(Error::user(error).at(source.table.place.clone()).hint(hint));
             }
             Some(_) => {}
@@ -303,9 +305,10 @@ fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
             let hint = "the checkpoint was set back or lost; restore it, or give the pipeline a new poundlock.name";
             return Err(Error::user(error).hint(hint));
         }
-        let written_before = recovery.last.as_ref().is_some_and(|last| {
-            last.inserts.values().any(|insert| tables.contains(&insert.table))
-        });
+        let written_before = recovery
+            .last
+            .as_ref()
+            .is_some_and(|last| last.inserts.values().any(|insert| tables.contains(&insert.table)));
         if records && written_before && newest < last {
             let error = format!("sink {name} has only batch {newest:?}, the checkpoint has committed {last:?}");
             let hint = "rows of committed batches are missing there; restore the database, or take another checkpoint";
@@ -314,4 +317,3 @@ fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
     }
     Ok(())
 }
-

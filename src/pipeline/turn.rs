@@ -215,7 +215,8 @@ impl Pipeline {
             summary.write = began.elapsed();
             let began = Instant::now();
             account(&mut commit, &to_write, &written);
-            summary.dead_letters = commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
+            summary.dead_letters =
+                commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
             checkpoint.commit(&commit, delta).await?;
             if let Some(state) = snapshot {
                 checkpoint.snapshot(number, state).await?;
@@ -259,7 +260,8 @@ impl Pipeline {
         let clock = now();
         for (name, mut cut) in cuts {
             let planned = plan.sources.get(&name).ok_or_else(|| Error::internal("a cut without a plan"))?;
-            let watermark = self.watermarks.get_mut(&name).ok_or_else(|| Error::internal("a source without a watermark"))?;
+            let watermark =
+                self.watermarks.get_mut(&name).ok_or_else(|| Error::internal("a source without a watermark"))?;
             let spec = self.program.sources.iter().find(|s| s.table.name == name).and_then(|s| s.watermark.as_ref());
             let ahead_limit = watermark.ahead_limit(plan.planned_at);
             let before = watermark.value();
@@ -291,8 +293,7 @@ impl Pipeline {
             let after = watermark;
             sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });
         }
-        let batch =
-            Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
+        let batch = Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
         let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
         let mut letters = Vec::with_capacity(refused.len());
         for row in &refused {
@@ -326,13 +327,8 @@ impl Pipeline {
             files: BTreeMap::new(),
         };
         let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
-        let to_write = ToWrite {
-            number: plan.number,
-            planned_at: plan.planned_at,
-            offsets,
-            inserts,
-            refused_by_query: letters,
-        };
+        let to_write =
+            ToWrite { number: plan.number, planned_at: plan.planned_at, offsets, inserts, refused_by_query: letters };
         Ok((to_write, commit, image.finish(), snapshot))
     }
 

@@ -119,7 +119,9 @@ impl Sinks {
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
         if let Some(refusal) = refused.first() {
             let error = Error::user("a dead letter was refused by its own sink").cause(&refusal.error);
-            return Err(error.at(format!("batch {}", batch.number)).hint("a Kafka topic takes messages up to its max.message.bytes; a database column up to its type"));
+            return Err(error
+                .at(format!("batch {}", batch.number))
+                .hint("a Kafka topic takes messages up to its max.message.bytes; a database column up to its type"));
         }
         Ok(written)
     }

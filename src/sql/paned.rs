@@ -21,7 +21,9 @@ use datafusion::physical_plan::aggregates::PhysicalGroupBy;
 
 use super::functions::is_of_batch;
 use super::lineage::{row_wise, scans};
-use super::window_tvf::{PANE_TIME, SIZE_MAX, WINDOW_END, WINDOW_START, WindowTvf, as_window_tvf, carry, reaches_window_tvf};
+use super::window_tvf::{
+    PANE_TIME, SIZE_MAX, WINDOW_END, WINDOW_START, WindowTvf, as_window_tvf, carry, reaches_window_tvf,
+};
 
 /// How the rows of a source become partial aggregates, pane by pane.
 #[derive(Debug)]

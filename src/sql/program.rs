@@ -445,7 +445,9 @@ fn engine_options(table: &TableDefinition) -> std::result::Result<(), String> {
     }
     match table.options.get("delivery").map(String::as_str) {
         None | Some("required") => {}
-        Some("outbox") => return Err("option 'delivery' 'outbox' comes with a later release; a sink is 'required'".into()),
+        Some("outbox") => {
+            return Err("option 'delivery' 'outbox' comes with a later release; a sink is 'required'".into());
+        }
         Some(other) => return Err(format!("option 'delivery' is {other:?}, not 'required'")),
     }
     let watermark = table.options.keys().find(|key| key.starts_with("watermark."));

@@ -93,7 +93,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_MAX_ROWS_PER_BATCH"],
         default: Some("500_000"),
         value: "ROWS",
-        doc: "A micro-batch is cut at this many rows",
+        doc: "A micro-batch of a source is cut at this many rows, or a little more: chunks of up to 8,192 rows stay whole",
     },
     SettingDoc {
         name: "max_bytes_per_batch",

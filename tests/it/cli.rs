@@ -65,11 +65,14 @@ fn check_tells_what_the_shipped_files_do() {
 #[test]
 fn check_tells_all_errors_at_once() {
     let folder = project(&[
-        ("00_tables.sql", "SET poundlock.triger = '1 second';\nCREATE SCHEMA db;\n\
+        (
+            "00_tables.sql",
+            "SET poundlock.triger = '1 second';\nCREATE SCHEMA db;\n\
             CREATE EXTERNAL TABLE db.out (id BIGINT, PRIMARY KEY (id)) STORED AS DATABASE LOCATION '${NOWHERE_SET}';\n\
             CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, name VARCHAR) STORED AS KAFKA LOCATION 'events'\n\
             OPTIONS ('brokers' 'localhost:9092');\n\
-            CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n"),
+            CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n",
+        ),
         ("10_copy.sql", "INSERT INTO copy SELECT nme FROM events;\nINSERT INTO copy SELEKT 1;\n"),
     ]);
     let (output, out, err) = run(folder.path(), &["check"]);
@@ -127,7 +130,8 @@ fn sql_says_what_is_wrong_and_where() {
     let (output, _, err) = run(folder.path(), &["sql", "-c", "DROP VIEW pages"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(err.contains("this session only reads"), "{err}");
-    let writes = ["sql", "--allow-writes", "--format", "csv", "-c", "CREATE VIEW one AS SELECT 1 AS a; SELECT a FROM one"];
+    let writes =
+        ["sql", "--allow-writes", "--format", "csv", "-c", "CREATE VIEW one AS SELECT 1 AS a; SELECT a FROM one"];
     let (output, out, err) = run(folder.path(), &writes);
     assert!(output.status.success(), "{err}");
     assert_eq!(out, "a\n1\n");

@@ -28,17 +28,13 @@ pub async fn fill(program: &Program) -> Result<()> {
 }
 
 async fn write(table: &Arc<TableDefinition>, csv: &str) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::user(format!("table {} does not take the sample", table.name)).cause(e);
+    let failed =
+        |e: &dyn std::fmt::Display| Error::user(format!("table {} does not take the sample", table.name)).cause(e);
     let reader = ReaderBuilder::new(Arc::clone(&table.schema)).with_header(true).build(csv.as_bytes());
     let rows = reader.and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>).map_err(|e| failed(&e))?;
     let rows = InsertRows { insert: 0, table: Arc::clone(table), rows, hash: String::new() };
-    let request = WriteRequest {
-        batch: 0,
-        wave: Wave::Rows,
-        planned_at: 0,
-        offsets: BTreeMap::new(),
-        inserts: vec![rows],
-    };
+    let request =
+        WriteRequest { batch: 0, wave: Wave::Rows, planned_at: 0, offsets: BTreeMap::new(), inserts: vec![rows] };
     let identity = Identity { name: format!("sample of {}", table.name), uuid: Uuid::new_v4(), epoch: 1 };
     for mut sink in connector::sinks(std::slice::from_ref(table))? {
         sink.open(&identity).await?;

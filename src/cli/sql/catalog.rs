@@ -184,7 +184,11 @@ impl Pipeline {
     async fn committed(&self) -> Result<(Uuid, Option<u64>)> {
         let Some(checkpoint) = self.open().await? else {
             let (checkpoint, name) = (connector::redact(&self.checkpoint), self.name.as_deref().unwrap_or_default());
-            tracing::warn!(checkpoint, name, "there is no such checkpoint: no file of the pipeline counts as committed");
+            tracing::warn!(
+                checkpoint,
+                name,
+                "there is no such checkpoint: no file of the pipeline counts as committed"
+            );
             return Ok((Uuid::nil(), None));
         };
         Ok((checkpoint.identity().uuid, checkpoint.last_committed().await?))

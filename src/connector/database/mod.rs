@@ -52,13 +52,22 @@ enum Place {
 
 /// Of `STORED AS DATABASE`.
 pub const OPTIONS: &[OptionDoc] = &[
-    ("table", "its name in the database, `name` or `schema.name`, exactly as stored there; default: the last part of the \
-               declared name, found by `search_path`"),
-    ("on_conflict", "`nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is \
-                     there already is refused"),
+    (
+        "table",
+        "its name in the database, `name` or `schema.name`, exactly as stored there; default: the last part of the \
+               declared name, found by `search_path`",
+    ),
+    (
+        "on_conflict",
+        "`nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is \
+                     there already is refused",
+    ),
     ("connect_timeout", "default 10 seconds"),
-    ("timeout", "of writing one batch, and of one statement; default 5 minutes. SQLite waits for another writer for \
-                 `connect_timeout`"),
+    (
+        "timeout",
+        "of writing one batch, and of one statement; default 5 minutes. SQLite waits for another writer for \
+                 `connect_timeout`",
+    ),
 ];
 
 /// A declared table with `STORED AS DATABASE`, its LOCATION and options read (see [`OPTIONS`]).

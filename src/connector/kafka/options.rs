@@ -20,15 +20,24 @@ use crate::{Error, Result};
 pub const OPTIONS: &[OptionDoc] = &[
     ("brokers", "required: `host:port`, several with commas"),
     ("format", "`json` (default); `avro` comes with a later release"),
-    ("starting_offsets", "source: where a first start begins: `earliest` (default), `latest`, a time (ISO 8601, UTC where \
-                          it names no zone) or ms since 1970. A partition added later begins at its first record"),
-    ("on_data_loss", "source: records that retention removed before they were read: `stop` (default) or `continue`, with \
-                      a warning and a count"),
+    (
+        "starting_offsets",
+        "source: where a first start begins: `earliest` (default), `latest`, a time (ISO 8601, UTC where \
+                          it names no zone) or ms since 1970. A partition added later begins at its first record",
+    ),
+    (
+        "on_data_loss",
+        "source: records that retention removed before they were read: `stop` (default) or `continue`, with \
+                      a warning and a count",
+    ),
     ("partition.discovery", "source: how often the topic is asked for new partitions; default 10 seconds, at least 1"),
     ("key", "sink: the column whose text (or bytes) is the key of the message; it is in the value too"),
     ("headers", "sink: columns, with commas, that are sent as headers of their names too"),
-    ("transactional", "sink: `true` (default), one transaction per batch; `false`: at-least-once, for a broker without \
-                       transactions"),
+    (
+        "transactional",
+        "sink: `true` (default), one transaction per batch; `false`: at-least-once, for a broker without \
+                       transactions",
+    ),
     ("kafka.*", "any property of librdkafka, as `kafka.security.protocol`, but for those that Poundlock sets itself"),
 ];
 
@@ -173,7 +182,8 @@ impl KafkaTable {
         let column = |options: &OptionReader, option: &str, name: &str| {
             definition.schema.index_of(name).map_err(|_| {
                 let known: Vec<&str> = definition.schema.fields().iter().map(|f| f.name().as_str()).collect();
-                options.error(option, &format!("names column {name:?}, which the table does not have"))
+                options
+                    .error(option, &format!("names column {name:?}, which the table does not have"))
                     .hint(format!("it has: {}", known.join(", ")))
             })
         };
@@ -215,12 +225,18 @@ impl KafkaTable {
             let metadata = MetadataColumn::of(field.name());
             if let Some(column) = metadata.filter(|column| !column.fits(field.data_type())) {
                 let message = format!("metadata column {} of table {} has the wrong type", column.name(), table.name);
-                errors.push(Error::user(message).at(table.place.clone())
-                    .hint(format!("declare it as {} {}", column.name(), column.sql_type())));
+                errors.push(Error::user(message).at(table.place.clone()).hint(format!(
+                    "declare it as {} {}",
+                    column.name(),
+                    column.sql_type()
+                )));
             } else if !field.is_nullable() {
                 let message = format!("column {} of table {} is NOT NULL", field.name(), table.name);
-                errors.push(Error::user(message).at(table.place.clone())
-                    .hint("a record that does not decode is a row of NULLs: leave NOT NULL out, and check in SQL"));
+                errors.push(
+                    Error::user(message)
+                        .at(table.place.clone())
+                        .hint("a record that does not decode is a row of NULLs: leave NOT NULL out, and check in SQL"),
+                );
             }
         }
         Error::all(errors).map_or(Ok(()), Err)
@@ -255,7 +271,9 @@ impl KafkaTable {
             }
             other => (format!("the options of table {} do not make a Kafka client", table.name), other.to_string()),
         };
-        Error::user(message).at(table.place.clone()).cause(cause)
+        Error::user(message)
+            .at(table.place.clone())
+            .cause(cause)
             .hint("properties are listed in librdkafka's CONFIGURATION.md")
     }
 }

@@ -244,7 +244,8 @@ impl Session {
         Err(match failure.rdkafka_error_code() {
             // Rows were measured against the topic's limit: it has been lowered, or we may not read it.
             Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
-                Error::external("the brokers refuse the size of a message").cause(&failure)
+                Error::external("the brokers refuse the size of a message")
+                    .cause(&failure)
                     .hint("set 'kafka.message.max.bytes' and 'kafka.batch.size' to what the topic takes")
             }
             _ => error,
@@ -338,10 +339,9 @@ fn transaction_error(message: &str, error: &KafkaError) -> Error {
         other => other.rdkafka_error_code(),
     };
     match code {
-        Some(code) if is_fencing(code) => {
-            Error::external(format!("{message}: fenced by a newer producer")).cause(error)
-                .hint("another process writes as this pipeline (poundlock.name); only one may")
-        }
+        Some(code) if is_fencing(code) => Error::external(format!("{message}: fenced by a newer producer"))
+            .cause(error)
+            .hint("another process writes as this pipeline (poundlock.name); only one may"),
         _ => broker_error(message, error),
     }
 }

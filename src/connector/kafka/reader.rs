@@ -95,8 +95,11 @@ impl Reader {
         let Some((positions, _)) = lock(&self.shared.acknowledged).take() else { return };
         let list = offsets(&self.table.topic, &positions);
         if let Err(error) = list.and_then(|list| self.consumer.commit(&list, CommitMode::Sync)) {
-            tracing::warn!(topic = self.table.topic, "the consumer group's last offsets could not be committed \
-                (only lag tools need them): {error}");
+            tracing::warn!(
+                topic = self.table.topic,
+                "the consumer group's last offsets could not be committed \
+                (only lag tools need them): {error}"
+            );
         }
     }
 
@@ -420,8 +423,14 @@ pub fn assign(consumer: &BaseConsumer<Context>, table: &KafkaTable, positions: &
 /// Records have been removed before they were read: an error, or a warning if the table says so.
 pub fn data_loss(table: &KafkaTable, partition: i32, wanted: i64, oldest: i64) -> Result<()> {
     if table.continue_on_data_loss {
-        tracing::warn!(topic = table.topic, partition, wanted, oldest, lost = oldest - wanted,
-            "records were removed before they were read; going on at the oldest");
+        tracing::warn!(
+            topic = table.topic,
+            partition,
+            wanted,
+            oldest,
+            lost = oldest - wanted,
+            "records were removed before they were read; going on at the oldest"
+        );
         return Ok(());
     }
     Err(Error::external("records were removed before they were read")

@@ -192,8 +192,7 @@ impl RowBuilder {
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.layout.schema), arrays, &options)?;
-        let chunk =
-            Chunk { partition: self.partition, rows: batch, offsets, undecodable: undecodable.len(), bytes };
+        let chunk = Chunk { partition: self.partition, rows: batch, offsets, undecodable: undecodable.len(), bytes };
         Ok(Held { memory: chunk.rows.get_array_memory_size(), chunk, undecodable })
     }
 }

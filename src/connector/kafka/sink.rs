@@ -80,9 +80,11 @@ impl KafkaSink {
                     };
                     if let Some(other) = cluster.tables.values().find(differs) {
                         let names = format!("tables {} and {}", other.definition.name, table.definition.name);
-                        errors.push(Error::user(format!("{names} write to one Kafka cluster with different options"))
-                            .at(table.definition.place.clone())
-                            .hint("'transactional' and every 'kafka.…' must be the same: they share a transaction"));
+                        errors.push(
+                            Error::user(format!("{names} write to one Kafka cluster with different options"))
+                                .at(table.definition.place.clone())
+                                .hint("'transactional' and every 'kafka.…' must be the same: they share a transaction"),
+                        );
                     }
                     cluster.tables.insert(table.definition.name.clone(), table);
                 }
@@ -139,7 +141,8 @@ fn check(table: &KafkaTable) -> Result<()> {
         let field = schema.field(*column);
         if !can_cast_types(field.data_type(), &DataType::Utf8) {
             let message = format!("column {} of table {} has no form as text", field.name(), table.definition.name);
-            return Err(Error::user(message).at(table.definition.place.clone())
+            return Err(Error::user(message)
+                .at(table.definition.place.clone())
                 .hint("the key and the headers of a message are text or bytes"));
         }
     }
@@ -168,8 +171,10 @@ impl Sink for KafkaSink {
                 offsets.retention.minutes (7 days)";
             return Guarantee { level: "exactly-once", how: how.into() };
         }
-        let how = format!("no transactions ('transactional' 'false'): a batch that was interrupted is written again, \
-            with the same header {ID_HEADER}");
+        let how = format!(
+            "no transactions ('transactional' 'false'): a batch that was interrupted is written again, \
+            with the same header {ID_HEADER}"
+        );
         Guarantee { level: "at-least-once", how }
     }
 
@@ -229,9 +234,10 @@ impl Writer<'_> {
     /// Sends every row, or, without an outbox, only measures.
     fn all(&mut self, cluster: &Cluster, mut outbox: Option<&mut Messages>, report: &mut WriteReport) -> Result<()> {
         for insert in &self.request.inserts {
-            let table = cluster.tables.get(&insert.table.name).ok_or_else(|| {
-                Error::internal(format!("table {} is not of this Kafka sink", insert.table.name))
-            })?;
+            let table = cluster
+                .tables
+                .get(&insert.table.name)
+                .ok_or_else(|| Error::internal(format!("table {} is not of this Kafka sink", insert.table.name)))?;
             let refused_before = report.refusals.len();
             let mut row = 0;
             for batch in &insert.rows {

@@ -250,8 +250,11 @@ impl Source for KafkaSource {
         // Asynchronous; librdkafka logs a failure.
         match offsets(&self.topic, positions).and_then(|list| consumer.commit(&list, CommitMode::Async)) {
             Ok(()) => *acknowledged = Some((positions.clone(), Instant::now())),
-            Err(error) => tracing::warn!(topic = self.topic, "the consumer group's offsets could not be committed \
-                (only lag tools need them): {error}"),
+            Err(error) => tracing::warn!(
+                topic = self.topic,
+                "the consumer group's offsets could not be committed \
+                (only lag tools need them): {error}"
+            ),
         }
         Ok(())
     }
@@ -318,9 +321,12 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         .map_err(|error| table.config_error(&error))?;
     let partitions = partitions_of(&consumer, table, deadline)?;
     if let Some(gone) = from.keys().find(|partition| !partitions.contains(partition)) {
-        return Err(Error::external(format!("partition {gone} is in the checkpoint but not in topic {:?}", table.topic))
-            .at(format!("topic {:?}, {} partitions", table.topic, partitions.len()))
-            .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name"));
+        return Err(Error::external(format!(
+            "partition {gone} is in the checkpoint but not in topic {:?}",
+            table.topic
+        ))
+        .at(format!("topic {:?}, {} partitions", table.topic, partitions.len()))
+        .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name"));
     }
     let logs: Ranges =
         partitions.iter().map(|p| Ok((*p, watermarks(&consumer, table, *p, deadline)?))).collect::<Result<_>>()?;

@@ -103,9 +103,13 @@ async fn records_removed_while_the_buffer_was_full() {
     let topic = new_topic(1);
     let out = producer(&brokers(), &[]);
     // More than the buffer and what librdkafka fetches ahead.
-    let small = [("kafka.queued.min.messages", "100"), ("kafka.queued.max.messages.kbytes", "1"),
-        ("kafka.fetch.max.bytes", "2000"), ("kafka.max.partition.fetch.bytes", "2000"),
-        ("kafka.message.max.bytes", "2000")];
+    let small = [
+        ("kafka.queued.min.messages", "100"),
+        ("kafka.queued.max.messages.kbytes", "1"),
+        ("kafka.fetch.max.bytes", "2000"),
+        ("kafka.max.partition.fetch.bytes", "2000"),
+        ("kafka.message.max.bytes", "2000"),
+    ];
     for batch in 0..50 {
         produce(&out, &topic, 0, batch * 1_000..(batch + 1) * 1_000);
     }
@@ -221,11 +225,20 @@ async fn generated_events_are_read_fast_and_again_in_any_ranges() {
     println!("generated {:.0} events/s", done.events as f64 / done.elapsed.as_secs_f64());
     let micros = DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, None);
     let columns = [
-        ("user_id", DataType::Int64), ("product_id", DataType::Int64), ("action", DataType::Utf8View),
-        ("timestamp", micros), ("device_id", DataType::Utf8View), ("device_type", DataType::Utf8View),
-        ("location", DataType::Utf8View), ("user_segment", DataType::Utf8View), ("ip_address", DataType::Utf8View),
-        ("_error", DataType::Utf8View), ("_raw", DataType::Binary), ("_topic", DataType::Utf8View),
-        ("_partition", DataType::Int32), ("_offset", DataType::Int64),
+        ("user_id", DataType::Int64),
+        ("product_id", DataType::Int64),
+        ("action", DataType::Utf8View),
+        ("timestamp", micros),
+        ("device_id", DataType::Utf8View),
+        ("device_type", DataType::Utf8View),
+        ("location", DataType::Utf8View),
+        ("user_segment", DataType::Utf8View),
+        ("ip_address", DataType::Utf8View),
+        ("_error", DataType::Utf8View),
+        ("_raw", DataType::Binary),
+        ("_topic", DataType::Utf8View),
+        ("_partition", DataType::Int32),
+        ("_offset", DataType::Int64),
     ];
     let table = KafkaSourceTable::try_new(definition(&columns, &topic, &[("brokers", &brokers())])).unwrap();
     let began = Instant::now();

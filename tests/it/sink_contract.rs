@@ -200,7 +200,11 @@ impl<S: Subject> Rig<S> {
                     (None, Some(other)) if update => {
                         there[other] = row.clone();
                         // A row of an earlier batch is replaced, one of this batch never was.
-                        if ours.contains(&row.0) { report.conflict += 1 } else { report.written += 1 }
+                        if ours.contains(&row.0) {
+                            report.conflict += 1
+                        } else {
+                            report.written += 1
+                        }
                         ours.push(row.0);
                     }
                     (None, Some(_)) => report.conflict += 1,
@@ -530,7 +534,8 @@ async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
         let request = batch.request();
         let mut old = sink;
         // A takeover takes longer than a write: it begins earlier as often as later.
-        let (pause, head_start) = (took.mul_f64(chance.random_range(0.0..2.0)), took.mul_f64(chance.random_range(0.0..1.0)));
+        let (pause, head_start) =
+            (took.mul_f64(chance.random_range(0.0..2.0)), took.mul_f64(chance.random_range(0.0..1.0)));
         let written = tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             old.write(&request).await

@@ -50,9 +50,9 @@ fn kills_at_random_moments_leave_everything_exactly_once() {
 
 /// The program logs one line a batch.
 pub fn first_batch(program: &mut Program) {
-    wait_for("the first batch in the log", Duration::from_secs(60), || {
+    wait_for("the first committed batch in the log", Duration::from_secs(60), || {
         program.must_live();
-        program.log().lines().any(|line| line.contains("batch")).then_some(())
+        program.log().lines().any(|line| line.contains("committed batch=")).then_some(())
     });
 }
 

@@ -45,8 +45,8 @@ pub struct KafkaSink {
     name: String,
     cluster: Arc<Cluster>,
     identity: Option<Identity>,
-    /// No session before `open`, and after an error: then the next call connects. A call whose future was dropped goes on
-    /// in the background and holds the lock: the next one waits for it, as two producers of ours would fence each other.
+    /// No session before `open`, and after an error: then the next call connects. A call whose future was dropped goes
+    /// on in the background and holds the lock; the next one waits for it: two producers would fence each other.
     kept: Arc<Mutex<Kept>>,
 }
 
@@ -125,7 +125,7 @@ impl KafkaSink {
                     let fenced = session.is_fenced();
                     session.abandon();
                     kept.fenced += u32::from(fenced);
-                    // The markers tell at the next call who is newer: it may have been an older start, about to give up.
+                    // The next call asks the markers who is newer: it may be an older start, about to give up.
                     if fenced && kept.fenced <= FENCED_MAX { Err(error.retryable()) } else { Err(error) }
                 }
             }

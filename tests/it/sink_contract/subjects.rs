@@ -23,7 +23,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{Keyed, Newest, Row, Subject, Tables};
+use super::rig::{Keyed, Newest, Row, Subject, Tables};
 use crate::harness::{psql, wait_for};
 
 fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {

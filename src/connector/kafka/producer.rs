@@ -94,8 +94,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, checks the topics, fences older producers, reads the markers. `again`: our last producer was fenced; our
-    /// marker must still be there.
+    /// Connects, checks the topics, fences older producers, reads the markers. `again`: our last producer was fenced, and
+    /// our marker must still be there.
     pub fn connect(cluster: &Cluster, identity: &Identity, again: bool) -> Result<Self> {
         let deadline = Instant::now() + OPEN_LIMIT;
         let (table, config) = cluster.config()?;

@@ -316,8 +316,9 @@ impl Drop for Postgres {
 }
 
 pub struct Kafka {
+    brokers: String,
     tables: Tables,
-    /// Readers of all messages, and of committed ones.
+    /// Asked for the ends of all messages, and of committed ones.
     uncommitted: BaseConsumer,
     committed: BaseConsumer,
 }
@@ -351,7 +352,7 @@ impl Subject for Kafka {
         }
         let [uncommitted, committed] =
             ["read_uncommitted", "read_committed"].map(|isolation| consumer(&brokers, isolation));
-        let kafka = Self { tables, uncommitted, committed };
+        let kafka = Self { brokers, tables, uncommitted, committed };
         for table in kafka.tables.all() {
             // A broker may know of them a little later than the controller.
             wait_for("a new topic", Duration::from_secs(30), || {
@@ -379,11 +380,13 @@ impl Subject for Kafka {
         for partition in 0..KAFKA_PARTITIONS {
             all.add_partition_offset(&table.location, partition, Offset::Beginning).unwrap();
         }
-        self.committed.assign(&all).unwrap();
+        // Always a new one: an older assignment's ends would still be in the queue of one that was used before.
+        let consumer = consumer(&self.brokers, "read_committed");
+        consumer.assign(&all).unwrap();
         let (mut rows, mut at_end, began) = (vec![], BTreeSet::new(), Instant::now());
         while at_end.len() < KAFKA_PARTITIONS as usize {
             assert!(began.elapsed() < Duration::from_secs(60), "{} has an end", table.location);
-            match self.committed.poll(Duration::from_millis(100)) {
+            match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => rows.push(row_of(std::str::from_utf8(message.payload().unwrap()).unwrap())),
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(at_end.insert(partition)),

@@ -342,7 +342,9 @@ impl Subject for Kafka {
             ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
         let topics = tables.all();
         let topics = topics.iter().map(|table| {
+            // Our messages have a time of long ago: every five minutes the brokers would remove them.
             let topic = NewTopic::new(&table.location, KAFKA_PARTITIONS, TopicReplication::Fixed(1));
+            let topic = topic.set("retention.ms", "-1");
             if short(table) == "strict" { topic.set("max.message.bytes", "3000") } else { topic }
         });
         let topics: Vec<NewTopic> = topics.collect();

@@ -15,7 +15,9 @@ fn new_topic(settings: &[(&str, &str)]) -> String {
     let name = format!("sink-{}", Uuid::new_v4());
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers()).create().unwrap();
-    let topic = settings.iter().fold(NewTopic::new(&name, 1, TopicReplication::Fixed(1)), |t, (k, v)| t.set(k, v));
+    // Our messages have a time of long ago: every five minutes the brokers would remove them.
+    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
     std::thread::sleep(Duration::from_millis(500));
     name

@@ -382,7 +382,7 @@ impl Subject for Kafka {
         for partition in 0..KAFKA_PARTITIONS {
             all.add_partition_offset(&table.location, partition, Offset::Beginning).unwrap();
         }
-        // Always a new one: an older assignment's ends would still be in the queue of one that was used before.
+        // Always a new one: it begins at the beginning, whatever an earlier look has left in a queue.
         let consumer = consumer(&self.brokers, "read_committed");
         consumer.assign(&all).unwrap();
         let (mut rows, mut at_end, began) = (vec![], BTreeSet::new(), Instant::now());

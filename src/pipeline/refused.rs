@@ -112,9 +112,9 @@ impl Runner {
     async fn probe(&self, part: Part, batch: &Batch, state: &SessionState) -> std::result::Result<(), Failure> {
         self.pin(batch);
         match part {
-            Part::Store(number) => self.delta(number, batch).await.map(drop),
+            Part::Store(number) => self.delta(number, batch, false).await.map(drop),
             Part::Insert(number) => {
-                let rows = self.insert_rows(number, batch).collect(state).await;
+                let rows = self.insert_rows(number, batch, false).collect(state).await;
                 rows.map(drop).map_err(|error| self.failure_of_insert(error, number))
             }
         }

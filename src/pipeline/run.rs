@@ -148,10 +148,11 @@ impl Runner {
 
     async fn try_run(&self, batch: &Batch, state: &Arc<SessionState>) -> std::result::Result<Outcome, Failure> {
         self.pin(batch);
-        let (deltas, views) = self.windows(batch).await?;
+        let shared = self.pin_shared();
+        let (deltas, views) = self.windows(batch, shared).await?;
         let mut running = JoinSet::new();
         for number in 0..self.program.inserts.len() {
-            let rows = self.insert_rows(number, batch);
+            let rows = self.insert_rows(number, batch, shared);
             // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
             // of floating-point numbers, and so the hash of a replay, depend on it.
             let row_wise = self.program.inserts[number].row_wise_over.is_some();
@@ -172,12 +173,13 @@ impl Runner {
         Ok(Outcome { inserts, deltas, views, refused: vec![] })
     }
 
-    pub(super) fn insert_rows(&self, number: usize, batch: &Batch) -> InsertQuery {
+    /// Over the shared rows that are pinned, or as it was written.
+    pub(super) fn insert_rows(&self, number: usize, batch: &Batch, shared: bool) -> InsertQuery {
         let insert = &self.program.inserts[number];
         // More than one partition come back in any order.
         let in_order = insert.in_source_order && batch.partitions == 1;
         InsertQuery {
-            plan: insert.plan.clone(),
+            plan: self.program.insert_plan(number, shared).clone(),
             params: self.params(batch, &insert.sources),
             schema: Arc::clone(&self.schemas[number]),
             sorted: !in_order,
@@ -197,7 +199,16 @@ impl Runner {
         }
     }
 
+    /// Whether the conditions that queries share could be answered; if one fails on a row, no query shares anything.
+    fn pin_shared(&self) -> bool {
+        let of = |name: &str| self.program.sources.iter().find(|source| source.table.name == name);
+        let rows = |name: &str| of(name).map(|source| source.pinned.pinned()).unwrap_or_default();
+        let pinned = self.program.shared.pin(rows);
+        pinned.inspect_err(|error| tracing::debug!("queries share nothing in this batch: {error}")).is_ok()
+    }
+
     fn unpin(&self) {
+        self.program.shared.unpin();
         let views = self.program.windows.views.iter().flat_map(|view| &view.demands).map(|(_, table)| table);
         self.program.sources.iter().map(|source| &source.pinned).chain(views).for_each(|table| table.pin(vec![]));
     }
@@ -206,10 +217,11 @@ impl Runner {
     async fn windows(
         &self,
         batch: &Batch,
+        shared: bool,
     ) -> std::result::Result<(Vec<Delta>, BTreeMap<String, ViewAccount>), Failure> {
         let mut deltas = Vec::with_capacity(self.stores.len());
         for number in 0..self.stores.len() {
-            deltas.push(self.delta(number, batch).await?);
+            deltas.push(self.delta(number, batch, shared).await?);
         }
         let state = self.single.clone();
         let views = &self.program.windows.views;
@@ -246,13 +258,19 @@ impl Runner {
     }
 
     /// What the rows that are pinned add to a store.
-    pub(super) async fn delta(&self, number: usize, batch: &Batch) -> std::result::Result<Delta, Failure> {
+    pub(super) async fn delta(
+        &self,
+        number: usize,
+        batch: &Batch,
+        shared: bool,
+    ) -> std::result::Result<Delta, Failure> {
         let (store, views) = (&self.stores[number], &self.program.windows.views);
         let source = &store.definition().source;
         let of_store = || views.iter().filter(|view| view.store == number);
         let params = self.params(batch, &[source.clone()].into());
         let sizes = of_store().map(|view| view.size);
-        let delta = store.delta(&self.single, bounds(batch, source), params, sizes).await;
+        let input = self.program.store_input(number, shared);
+        let delta = store.delta(input, &self.single, bounds(batch, source), params, sizes).await;
         delta.map_err(|error| {
             let names: Vec<&str> = of_store().map(|view| view.name.as_str()).collect();
             Failure { error, part: Some(Part::Store(number)), place: format!("windowed view {}", names.join(", ")) }

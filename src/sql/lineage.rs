@@ -35,7 +35,7 @@ pub fn scans(plan: &LogicalPlan) -> Result<Scans> {
     plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
             match PinnedTable::of(scan) {
-                Some(PinnedKind::Source(name)) => found.sources.insert(name),
+                Some(PinnedKind::Source(name) | PinnedKind::Part(name)) => found.sources.insert(name),
                 Some(PinnedKind::Dimension(name)) => found.dimensions.insert(name),
                 Some(PinnedKind::Sink(name)) => found.sinks.insert(name),
                 Some(PinnedKind::Windowed { view, .. }) => found.views.insert(view),

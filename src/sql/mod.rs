@@ -39,6 +39,8 @@ pub mod functions;
 
 pub mod pinned;
 
+pub mod shared;
+
 pub mod place;
 
 pub mod explain;

@@ -26,6 +26,8 @@ pub enum PinnedKind {
     Source(String),
     /// All rows of a bounded table, as last read.
     Dimension(String),
+    /// Those rows of a source in this batch that meet a condition, or do not: see [`super::shared`].
+    Part(String),
     /// A table that is only written: it has no rows here.
     Sink(String),
     /// Rows of the windowed view of this number.
@@ -84,6 +86,10 @@ pub struct PinnedTable {
 impl PinnedTable {
     pub fn new(kind: PinnedKind, schema: SchemaRef) -> Arc<Self> {
         Arc::new(Self { kind, schema, rows: RwLock::default() })
+    }
+
+    pub fn rows_schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
     }
 
     /// Replaces the rows; they must be of the table's schema.

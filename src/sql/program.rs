@@ -21,6 +21,7 @@ use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
 use super::pinned::{PinnedKind, PinnedTable};
 use super::session::{create_schema, schema_of, session};
 use super::settings::{Settings, configure};
+use super::shared::Shared;
 use super::statement::{Kind, Name, Parsed, Statement};
 use super::windowed::{Rows, Windows};
 use super::{Files, Place, define, explain};
@@ -86,6 +87,8 @@ pub struct Program {
     /// The table with `'role' 'dead_letters'`.
     pub dead_letters: Option<Arc<TableDefinition>>,
     pub windows: Windows,
+    /// The plans of all INSERTs, then the inputs of all windowed views, over the conditions that they have in common.
+    pub shared: Shared,
     pub warnings: Vec<String>,
     /// Tables whose address is empty: nothing is written to them.
     pub off: BTreeSet<String>,
@@ -118,6 +121,9 @@ impl Program {
             hasher.update(name.as_bytes()).update(b"\0").update(text.as_bytes()).update(b"\0");
         }
         let hash = hasher.finalize().to_hex()[..32].to_string();
+        let inputs = windows.stores.iter().map(|store| &store.input);
+        let plans: Vec<&LogicalPlan> = inserts.iter().map(|insert| &insert.plan).chain(inputs).collect();
+        let shared = Shared::find(&plans, &context.state())?;
         Ok(Self {
             files,
             settings,
@@ -127,11 +133,24 @@ impl Program {
             inserts,
             dead_letters,
             windows,
+            shared,
             warnings,
             off,
             hash,
             context,
         })
+    }
+
+    /// The plan of an INSERT as it is run: over shared rows or as it was written.
+    pub fn insert_plan(&self, insert: usize, shared: bool) -> &LogicalPlan {
+        let plan = self.shared.plan(insert).filter(|_| shared);
+        plan.unwrap_or(&self.inserts[insert].plan)
+    }
+
+    /// The input of a store of window state, likewise.
+    pub fn store_input(&self, store: usize, shared: bool) -> &LogicalPlan {
+        let plan = self.shared.plan(self.inserts.len() + store).filter(|_| shared);
+        plan.unwrap_or(&self.windows.stores[store].input)
     }
 
     /// A fresh state of the session: what physical planning and running need.

@@ -24,6 +24,7 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 
@@ -93,15 +94,16 @@ impl PaneStore {
     }
 
     /// Partial aggregates of the rows that are now pinned below the view; nothing in the store changes.
-    /// `sizes` are those of the views, whose late rows are counted.
+    /// `input` is the definition's, over shared rows or not; `sizes` are those of the views, whose late rows are counted.
     pub async fn delta(
         &self,
+        input: &LogicalPlan,
         state: &SessionState,
         bounds: Bounds,
         params: Params,
         sizes: impl Iterator<Item = i64>,
     ) -> Result<Delta> {
-        let input = self.definition.input.clone().with_param_values(params)?;
+        let input = input.clone().with_param_values(params)?;
         let input = state.query_planner().create_physical_plan(&input, state).await?;
         let rows = collect(input, state.task_ctx()).await?;
         let mut delta = Delta { late: sizes.map(|size| (size, 0)).collect(), ..Delta::default() };

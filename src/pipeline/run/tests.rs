@@ -12,6 +12,8 @@ mod property;
 
 mod refused;
 
+mod shared;
+
 mod shipped;
 
 mod views;

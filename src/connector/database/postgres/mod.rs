@@ -19,6 +19,7 @@ mod connect;
 mod copy;
 mod error;
 mod ledger;
+mod order;
 mod sink;
 mod write;
 

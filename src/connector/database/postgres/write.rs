@@ -6,6 +6,8 @@
 //!   INSERT … ON CONFLICT
 //! ```
 //!
+//! Rows are sent in the order of their key (`order`), numbered as they came.
+//!
 //! Every attempt is under a savepoint. If the server refuses a row (its type, NOT NULL, CHECK, foreign key, a trigger),
 //! the rows are halved until it stands alone; it becomes a refusal and all others are written. Halves are written in
 //! the order of their rows, so that "the first stays" and "the last stays" hold across them too.
@@ -23,6 +25,7 @@ use tokio_postgres::{Client, Statement};
 use super::catalog::{Described, describe};
 use super::copy::{HEADER, TRAILER, put_row};
 use super::error::{Class, class, failure, is_unique_violation, reason};
+use super::order::{Place, places};
 use crate::connector::database::column::Column;
 use crate::connector::database::ledger::{error_text, too_many_refused};
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX, quoted, quoted_list};
@@ -124,7 +127,10 @@ impl Writer {
         let habit = habits.staged.entry(self.name().to_string()).or_default();
         let mut staged = self.table.on_conflict() == OnConflict::Update || *habit > 0;
         *habit = habit.saturating_sub(1);
-        let rows = Rows { batches, total };
+        let schema = &self.table.definition().schema;
+        let key = self.table.definition().primary_key.iter();
+        let key: Vec<usize> = key.filter_map(|column| schema.index_of(column).ok()).collect();
+        let rows = Rows { order: places(&batches, total, &key), batches };
         let mut refused: BTreeMap<usize, String> = BTreeMap::new();
         let mut written = 0;
         // Ranges still to be written, the first one last.
@@ -142,7 +148,7 @@ impl Writer {
                 habits.staged.insert(self.name().to_string(), STAGED_BATCHES);
                 ranges.push(range);
             } else if range.len() == 1 {
-                refused.insert(range.start, reason(&error));
+                refused.insert(rows.number(range.start), reason(&error));
             } else {
                 let middle = range.start + range.len() / 2;
                 ranges.push(middle..range.end);
@@ -221,21 +227,19 @@ impl Writer {
         buffer.clear();
         buffer.reserve(PIECE + PIECE / 4);
         buffer.extend_from_slice(HEADER);
-        for (start, columns, part) in rows.parts(range.clone()) {
-            for row in part {
-                let number = start + row;
-                let ordinal = ordinal.map(|first| first + (number - range.start) as i64);
-                if let Err((column, why)) = put_row(buffer, columns, &self.described.targets, row, ordinal) {
-                    let column = self.table.definition().schema.field(column).name();
-                    refused.insert(number, format!("column \"{column}\": {why}"));
-                    if refused.len() > REFUSED_MAX {
-                        return sink.finish().await; // the caller gives the batch up
-                    }
+        for position in range.clone() {
+            let ordinal = ordinal.map(|first| first + (position - range.start) as i64);
+            let (columns, row) = rows.at(position);
+            if let Err((column, why)) = put_row(buffer, columns, &self.described.targets, row, ordinal) {
+                let column = self.table.definition().schema.field(column).name();
+                refused.insert(rows.number(position), format!("column \"{column}\": {why}"));
+                if refused.len() > REFUSED_MAX {
+                    return sink.finish().await; // the caller gives the batch up
                 }
-                if buffer.len() >= PIECE {
-                    sink.feed(buffer.split().freeze()).await?;
-                    buffer.reserve(PIECE + PIECE / 4);
-                }
+            }
+            if buffer.len() >= PIECE {
+                sink.feed(buffer.split().freeze()).await?;
+                buffer.reserve(PIECE + PIECE / 4);
             }
         }
         buffer.extend_from_slice(TRAILER);
@@ -244,21 +248,24 @@ impl Writer {
     }
 }
 
-/// The rows of an INSERT, converted once, numbered through all its record batches.
+/// The rows of an INSERT, converted once.
 struct Rows {
     /// With the number of the first row.
     batches: Vec<(usize, Vec<Column>)>,
-    total: usize,
+    /// Position → row.
+    order: Vec<Place>,
 }
 
 impl Rows {
-    /// `(number of the batch's first row, its columns, rows of the batch that are in the range)`.
-    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (usize, &[Column], Range<usize>)> {
-        let ends = self.batches.iter().skip(1).map(|(start, _)| *start).chain([self.total]);
-        self.batches.iter().zip(ends).filter_map(move |((start, columns), end)| {
-            let part = range.start.max(*start)..range.end.min(end);
-            (part.start < part.end).then(|| (*start, columns.as_slice(), part.start - start..part.end - start))
-        })
+    fn at(&self, position: usize) -> (&[Column], usize) {
+        let place = self.order[position];
+        (&self.batches[place.batch as usize].1, place.row as usize)
+    }
+
+    /// The row's number in its INSERT, by which a refusal names it.
+    fn number(&self, position: usize) -> usize {
+        let place = self.order[position];
+        self.batches[place.batch as usize].0 + place.row as usize
     }
 }
 

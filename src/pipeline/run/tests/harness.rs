@@ -165,7 +165,12 @@ pub struct Sim {
 
 impl Sim {
     pub async fn start(tables: &str, queries: &str) -> Self {
-        let program = Arc::new(plan(tables, queries).await.unwrap_or_else(|error| panic!("{error}")));
+        let program = plan(tables, queries).await.unwrap_or_else(|error| panic!("{error}"));
+        Self::of(tables, queries, program)
+    }
+
+    pub fn of(tables: &str, queries: &str, program: Program) -> Self {
+        let program = Arc::new(program);
         let (watermark, runner) = (Watermark::new(program.sources[0].watermark.clone(), None, 0), runner(&program));
         Self {
             tables: tables.into(),

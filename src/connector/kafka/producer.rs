@@ -25,7 +25,7 @@ use futures::executor::block_on;
 use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -39,6 +39,11 @@ use crate::{Error, Result};
 const WRITE_LIMIT: Duration = Duration::from_secs(45);
 
 /// How long clearing up after an error may take; the next producer settles what is left.
+/// How long a marker is waited for that is just being written. A start that is alive has committed it within
+/// milliseconds; one that was killed before it could leaves it open until the brokers' time-out for transactions, a
+/// minute, or until we end it.
+const OPEN_MARKER_LIMIT: Duration = Duration::from_secs(2);
+
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// `max.message.bytes` of a topic whose configuration we may not read: the brokers' default.
@@ -99,17 +104,17 @@ impl Session {
     pub fn connect(cluster: &Cluster, identity: &Identity, again: bool) -> Result<Self> {
         let deadline = Instant::now() + OPEN_LIMIT;
         let (table, config) = cluster.config()?;
-        let consumer = |group: Option<&str>| -> Result<BaseConsumer> {
+        let consumer = |group: Option<&str>, isolation: &str| -> Result<BaseConsumer> {
             let mut config = config.clone();
-            // Offsets of a transaction that is being committed are waited for, not passed over.
-            config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
+            config.set("isolation.level", isolation).set("enable.auto.commit", "false");
             if let Some(group) = group {
                 config.set("group.id", group);
             }
             config.create().map_err(|error| table.config_error(&error))
         };
         let rows_group = format!("{}.sink", identity.name);
-        let questions = consumer(cluster.transactional.then_some(rows_group.as_str()))?;
+        // Offsets of a transaction that is being committed are waited for, not passed over.
+        let questions = consumer(cluster.transactional.then_some(rows_group.as_str()), "read_committed")?;
         let mut missing = vec![];
         for table in cluster.tables.values() {
             match partitions_of(&questions, table, deadline) {
@@ -140,8 +145,9 @@ impl Session {
             topics: cluster.topics().into_iter().map(str::to_string).collect(),
         };
         if cluster.transactional {
-            let dead_letters = consumer(Some(&format!("{rows_group}.dead_letters")))?;
-            if let Err(error) = session.fence(&questions, &dead_letters, again, deadline) {
+            let dead_letters = consumer(Some(&format!("{rows_group}.dead_letters")), "read_committed")?;
+            let passing_over = || consumer(Some(&rows_group), "read_uncommitted");
+            if let Err(error) = session.fence(&questions, passing_over, &dead_letters, again, deadline) {
                 return Err(if session.is_fenced() { error.retryable() } else { error });
             }
         }
@@ -152,24 +158,33 @@ impl Session {
         &mut self,
         rows: &BaseConsumer,
         dead_letters: &BaseConsumer,
+        passing_over: impl Fn() -> Result<BaseConsumer>,
         again: bool,
         deadline: Instant,
     ) -> Result<()> {
         let failed = |error: &KafkaError| transaction_error("could not begin to write transactions", error);
         let group = |consumer: &BaseConsumer| {
+        let unread = |error: KafkaError| broker_error("could not read the marker of the last batch", &error);
             consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
         };
         // Before anything is fenced: we may be the older one.
-        let marker = read_marker(rows, &self.identity, deadline)?;
+        let marker = match read_marker(rows, &self.identity, Instant::now() + OPEN_MARKER_LIMIT) {
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) => {
+                tracing::info!("a transaction was left open between its messages and its commit: it is ended now");
+                read_marker(&passing_over()?, &self.identity, deadline)
+            }
+            marker => marker,
+        };
+        let marker = marker.map_err(unread)?;
         self.check_epoch(marker)?;
         if again && marker.epoch < self.identity.epoch {
             return Err(Error::external("fenced by a pipeline of the same name with another checkpoint")
                 .hint("give each pipeline a poundlock.name of its own"));
         }
         self.producer.init_transactions(left(deadline)).map_err(|error| failed(&error))?;
-        let marker = read_marker(rows, &self.identity, deadline)?;
+        let marker = read_marker(rows, &self.identity, deadline).map_err(unread)?;
         self.check_epoch(marker)?;
-        let dead_letters_marker = read_marker(dead_letters, &self.identity, deadline)?;
+        let dead_letters_marker = read_marker(dead_letters, &self.identity, deadline).map_err(unread)?;
         self.groups = Some(Groups { rows: group(rows)?, dead_letters: group(dead_letters)? });
         self.newest = [(Wave::Rows, marker), (Wave::DeadLetters, dead_letters_marker)]
             .into_iter()
@@ -347,9 +362,8 @@ fn transaction_error(message: &str, error: &KafkaError) -> Error {
 }
 
 /// The newest marker of ours in this group, at whatever topic it was left.
-fn read_marker(consumer: &BaseConsumer, identity: &Identity, deadline: Instant) -> Result<Marker> {
-    let failed = |error: &KafkaError| broker_error("could not read the marker of the last batch", error);
-    let metadata = consumer.fetch_metadata(None, left(deadline)).map_err(|error| failed(&error))?;
+fn read_marker(consumer: &BaseConsumer, identity: &Identity, deadline: Instant) -> KafkaResult<Marker> {
+    let metadata = consumer.fetch_metadata(None, left(deadline))?;
     let mut asked = TopicPartitionList::new();
     for topic in metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
         asked.add_partition(topic.name(), 0);
@@ -357,12 +371,12 @@ fn read_marker(consumer: &BaseConsumer, identity: &Identity, deadline: Instant) 
     if asked.count() == 0 {
         return Ok(Marker::default());
     }
-    let found = consumer.committed_offsets(asked, left(deadline)).map_err(|error| failed(&error))?;
+    let found = consumer.committed_offsets(asked, left(deadline))?;
     let ours = identity.uuid.to_string();
     let mut newest = Marker::default();
     for element in found.elements() {
         let Offset::Offset(offset) = element.offset() else { continue };
-        element.error().map_err(|error| failed(&error))?;
+        element.error()?;
         match parse_marker(element.metadata(), offset) {
             Some((uuid, marker)) if uuid == ours => {
                 newest.batch = newest.batch.max(marker.batch);

@@ -21,9 +21,11 @@ help:
 demo: prerequisites
 	cargo run --locked -- demo
 
-# The tests that need servers are #[ignore]d, so that a plain `cargo test` passes anywhere; here none is left out.
+# The tests that need servers are #[ignore]d, so that a plain `cargo test` passes anywhere; here none is left out. So are
+# those that stop the program at fail points, which only this build has. Of the dependencies it changes one small crate:
+# all else is built once for this and for `make demo`.
 test: prerequisites
-	tests/services/with kafka postgres -- cargo test --locked -- --include-ignored
+	tests/services/with kafka postgres -- cargo test --locked --features failpoints -- --include-ignored
 
 test-all: export POUNDLOCK_KILLS ?= 200
 test-all: test

@@ -5,6 +5,8 @@
 
 pub mod error;
 
+mod point;
+
 pub mod pipeline;
 
 pub mod sql;

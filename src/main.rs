@@ -6,6 +6,8 @@ use clap::Parser;
 use poundlock::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _points_of_the_environment = fail::FailScenario::setup();
     let cli = Cli::parse();
     match start(cli) {
         Ok(code) => code,

@@ -36,6 +36,7 @@ use object_store::{
 use uuid::Uuid;
 
 use crate::connector::redact;
+use crate::point::point;
 use crate::{Error, Result};
 
 const FILE_MODE: u32 = 0o600;
@@ -272,16 +273,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Sen
 }
 
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutResult> {
-    fail::fail_point!("durable::before_write", |_| Err(generic(
-        io::Error::other("fail point durable::before_write"),
-        path
-    )));
+    point!("durable::before_write", |error| generic(io::Error::other(error), path));
     let folder = path.parent().ok_or_else(|| generic(io::Error::other("the root is a folder"), path))?;
     let (mut file, aside) = open_aside(path, folder).map_err(|e| generic(e, path))?;
     let placed = (|| {
         payload.iter().try_for_each(|chunk| file.write_all(chunk))?;
         file.sync_all()?;
         drop(file);
+        point!("durable::before_place", io::Error::other);
         if create { std::fs::hard_link(&aside, path) } else { std::fs::rename(&aside, path) }
     })();
     if create || placed.is_err() {
@@ -297,10 +296,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutRe
         }
         Err(e) => return Err(generic(e, path)),
     }
-    fail::fail_point!("durable::after_place", |_| Err(generic(
-        io::Error::other("fail point durable::after_place"),
-        path
-    )));
+    point!("durable::after_place", |error| generic(io::Error::other(error), path));
     sync_folder(folder).map_err(|e| generic(e, folder))?;
     Ok(PutResult { e_tag: None, version: None })
 }

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use object_store::ObjectStoreExt;
 
 use super::record::{Commit, Plan};
-use super::{Checkpoint, Inner, frame, point};
+use super::{Checkpoint, Inner, frame};
 use crate::connector::Refusal;
+use crate::point::point;
 use crate::{Error, Result};
 
 /// Things kept once, by the hash of their content.
@@ -33,7 +34,7 @@ impl Checkpoint {
     /// Fenced by a higher epoch; this epoch has planned the batch otherwise; the storage does not answer (then the
     /// same plan may be given again).
     pub async fn plan(&self, plan: &Plan) -> Result<()> {
-        point!("before_plan");
+        point!("checkpoint::before_plan");
         let inner = &self.0;
         inner.own_epoch(plan.epoch)?;
         self.ensure_newest().await?;
@@ -50,7 +51,7 @@ impl Checkpoint {
                 )));
             }
         }
-        point!("after_plan");
+        point!("checkpoint::after_plan");
         Ok(())
     }
 
@@ -63,7 +64,7 @@ impl Checkpoint {
     /// Fenced by a higher epoch; the batch before is not committed; there is a commit with another result; the
     /// storage does not answer (then the same commit may be given again).
     pub async fn commit(&self, commit: &Commit, delta: Bytes) -> Result<()> {
-        point!("before_commit");
+        point!("checkpoint::before_commit");
         let inner = &self.0;
         inner.own_epoch(commit.epoch)?;
         self.ensure_newest().await?;
@@ -95,7 +96,7 @@ impl Checkpoint {
             }
         }
         inner.progress().last = Some(Some(commit.number));
-        point!("after_commit");
+        point!("checkpoint::after_commit");
         Ok(())
     }
 
@@ -106,7 +107,7 @@ impl Checkpoint {
     /// # Errors
     /// Fenced; the batch is not committed; the storage does not answer.
     pub async fn snapshot(&self, number: u64, state: Bytes) -> Result<()> {
-        point!("before_snapshot");
+        point!("checkpoint::before_snapshot");
         let inner = &self.0;
         self.ensure_newest().await?;
         if self.last_committed().await?.is_none_or(|last| number > last) {
@@ -115,7 +116,7 @@ impl Checkpoint {
         let key = state_key(number);
         let bytes = inner.encode(&key, &number, state).await?;
         inner.put(&key, bytes).await?;
-        point!("after_snapshot");
+        point!("checkpoint::after_snapshot");
         Ok(())
     }
 
@@ -154,14 +155,16 @@ impl Checkpoint {
     /// # Errors
     /// The storage does not answer.
     pub async fn put_refused(&self, batch: u64, sink: &str, refusals: &[Refusal]) -> Result<Vec<Refusal>> {
-        point!("before_refused");
+        point!("checkpoint::before_refused");
         self.ensure_newest().await?;
         let key = refused_key(batch, sink)?;
         let bytes = self.0.encode(&key, &refusals, Bytes::new()).await?;
-        if self.0.put_new(&key, bytes).await? {
-            return Ok(refusals.to_vec());
-        }
-        Ok(self.0.expect(&key).await?.record)
+        let refused = match self.0.put_new(&key, bytes).await? {
+            true => refusals.to_vec(),
+            false => self.0.expect(&key).await?.record,
+        };
+        point!("checkpoint::after_refused");
+        Ok(refused)
     }
 
     /// `None` if the sink has not stored any for this batch.

@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::connector::Identity;
+use crate::point::point;
 use crate::{Error, Result};
 
 pub use durable::Location;
@@ -61,17 +62,6 @@ const EPOCH_ATTEMPTS: usize = 16;
 
 /// A payload beyond this is hashed on a blocking thread.
 const LARGE_PAYLOAD: usize = 1 << 20;
-
-/// In debug builds with the feature `failpoints`, a place where a test can make the protocol stop with an error.
-macro_rules! point {
-    ($name:literal) => {
-        fail::fail_point!(concat!("checkpoint::", $name), |_| Err($crate::Error::external(concat!(
-            "fail point checkpoint::",
-            $name
-        ))))
-    };
-}
-pub(crate) use point;
 
 /// One pipeline's checkpoint, opened. Cheap to clone; the lock is released with the last clone.
 #[derive(Debug, Clone)]
@@ -139,6 +129,7 @@ impl Checkpoint {
             None => inner.create().await?.uuid,
         };
         inner.identity.epoch = inner.next_epoch().await?;
+        point!("checkpoint::after_epoch");
         Ok(Self(Arc::new(inner)))
     }
 

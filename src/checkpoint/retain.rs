@@ -9,6 +9,7 @@
 use super::log::{commit_key, state_key};
 use super::{Checkpoint, Inner};
 use crate::Result;
+use crate::point::point;
 
 /// The newest may be damaged: the one before it and the commits since give the same state.
 pub const SNAPSHOTS_KEPT: usize = 2;
@@ -29,6 +30,7 @@ impl Checkpoint {
     /// # Errors
     /// Fenced; the storage does not answer. What is removed stays removed; the call may be repeated.
     pub async fn retain(&self) -> Result<usize> {
+        point!("checkpoint::before_retain");
         let inner = &self.0;
         self.ensure_newest().await?;
         let mut snapshots = vec![];
@@ -67,6 +69,7 @@ impl Checkpoint {
         keys.truncate(DELETIONS_PER_CALL);
         for key in &keys {
             inner.delete(key).await?;
+            point!("checkpoint::within_retain");
         }
         let blobs = inner.remove_blobs(horizon, DELETIONS_PER_CALL - keys.len()).await?;
         Ok(keys.len() + blobs)

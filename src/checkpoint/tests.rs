@@ -449,25 +449,3 @@ async fn the_older_snapshot_does_if_the_newest_is_lost() {
     assert_eq!(recovery.snapshot, Some((2, "two".into())));
     assert_eq!(numbers(&recovery.deltas), [3, 4]);
 }
-
-/// Run with `--features failpoints`.
-#[cfg(feature = "failpoints")]
-#[tokio::test]
-async fn every_step_may_fail_and_be_repeated() {
-    let scenario = fail::FailScenario::setup();
-    let (_folder, url) = folder();
-    let checkpoint = Checkpoint::open(&url, "p").await.unwrap();
-    for (step, number) in ["before_plan", "after_plan", "before_commit", "after_commit"].iter().zip(1..) {
-        fail::cfg(format!("checkpoint::{step}"), "1*return").unwrap();
-        let plan = plan(number, 1);
-        let commit = commit_of(&plan, 1);
-        let planned = checkpoint.plan(&plan).await;
-        let committed = checkpoint.commit(&commit, delta(number)).await;
-        assert!(planned.is_err() || committed.is_err(), "{step}");
-        checkpoint.plan(&plan).await.unwrap();
-        checkpoint.commit(&commit, delta(number)).await.unwrap();
-        fail::remove(format!("checkpoint::{step}"));
-    }
-    assert_eq!(checkpoint.commits().await.unwrap(), [1, 2, 3, 4]);
-    scenario.teardown();
-}

@@ -16,6 +16,7 @@ use super::write::{Sinks, ToWrite, Written};
 use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
 use crate::connector::{Cut, CutLimit, OffsetRange, Ranges};
+use crate::point::point;
 use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
@@ -103,6 +104,7 @@ impl Pipeline {
                 done = settled(ahead) => { self.finish(done?, observer).await?; continue }
             }
             let cuts = self.cut().await?;
+            point!("turn::after_cut");
             for (name, cut) in &cuts {
                 for (partition, end) in &ends[name] {
                     let to = cut.ranges.get(partition).map_or(0, |range| range.to);
@@ -214,6 +216,7 @@ impl Pipeline {
             let written = write(&sinks, &to_write, &checkpoint).await?;
             summary.write = began.elapsed();
             let began = Instant::now();
+        point!("turn::before_write");
             account(&mut commit, &to_write, &written);
             summary.dead_letters =
                 commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
@@ -389,11 +392,13 @@ impl Pipeline {
         observer(&summary);
         Ok(())
     }
+        point!("turn::before_acknowledge");
 }
 
 /// The write in flight, when it is done; never, if there is none.
 async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap<String, BTreeMap<i32, i64>>)> {
     let Some(running) = ahead else { return std::future::pending().await };
+        point!("turn::after_acknowledge");
     let done = (&mut running.task).await;
     let positions = std::mem::take(&mut running.positions);
     *ahead = None;

@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::connector::{
     Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
 };
+use crate::point::point;
 use crate::{Error, Result};
 
 /// A sink that fails so often in a row, for about an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
@@ -116,6 +117,7 @@ impl Sinks {
         }
         written.refused = letters.len() as u64;
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
+        point!("write::before_dead_letters");
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
         if let Some(refusal) = refused.first() {
             let error = Error::user("a dead letter was refused by its own sink").cause(&refusal.error);
@@ -123,6 +125,7 @@ impl Sinks {
                 .at(format!("batch {}", batch.number))
                 .hint("a Kafka topic takes messages up to its max.message.bytes; a database column up to its type"));
         }
+        point!("write::after_dead_letters");
         Ok(written)
     }
 

@@ -18,4 +18,5 @@ mod cli;
 mod demo;
 mod kill;
 mod pipeline;
+mod recovery;
 mod sink_contract;

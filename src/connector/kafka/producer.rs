@@ -33,17 +33,18 @@ use super::client::{Context, OPEN_LIMIT, broker_error, left, partitions_of};
 use super::options::KafkaTable;
 use super::source::default;
 use crate::connector::{Identity, Wave};
+use crate::point::point;
 use crate::{Error, Result};
 
 /// How long the messages of one transaction may take to be acknowledged, and its commit to be answered.
 const WRITE_LIMIT: Duration = Duration::from_secs(45);
 
-/// How long clearing up after an error may take; the next producer settles what is left.
 /// How long a marker is waited for that is just being written. A start that is alive has committed it within
 /// milliseconds; one that was killed before it could leaves it open until the brokers' time-out for transactions, a
 /// minute, or until we end it.
 const OPEN_MARKER_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long clearing up after an error may take; the next producer settles what is left.
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// `max.message.bytes` of a topic whose configuration we may not read: the brokers' default.
@@ -157,14 +158,14 @@ impl Session {
     fn fence(
         &mut self,
         rows: &BaseConsumer,
-        dead_letters: &BaseConsumer,
         passing_over: impl Fn() -> Result<BaseConsumer>,
+        dead_letters: &BaseConsumer,
         again: bool,
         deadline: Instant,
     ) -> Result<()> {
         let failed = |error: &KafkaError| transaction_error("could not begin to write transactions", error);
-        let group = |consumer: &BaseConsumer| {
         let unread = |error: KafkaError| broker_error("could not read the marker of the last batch", &error);
+        let group = |consumer: &BaseConsumer| {
             consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
         };
         // Before anything is fenced: we may be the older one.
@@ -222,6 +223,7 @@ impl Session {
     /// Writes the messages of one wave of a batch; when it returns they are durable, and seen all at once where there
     /// are transactions.
     pub fn write(&mut self, batch: u64, wave: Wave, messages: impl FnOnce(&mut Messages) -> Result<()>) -> Result<()> {
+        point!("kafka::before_write");
         let deadline = Instant::now() + WRITE_LIMIT;
         self.producer.context().take_failure();
         if self.groups.is_some() {
@@ -231,9 +233,11 @@ impl Session {
         let mut outbox = Messages { producer: &self.producer, deadline };
         messages(&mut outbox)?;
         self.flush(deadline)?;
+        point!("kafka::before_mark");
         if self.groups.is_some() {
             self.commit(wave, Some(batch), deadline)?;
         }
+        point!("kafka::after_commit");
         self.newest.insert(wave, batch);
         Ok(())
     }
@@ -285,6 +289,7 @@ impl Session {
             element.set_metadata(&metadata);
         }
         self.producer.send_offsets_to_transaction(&marker, group, left(deadline)).map_err(|error| failed(&error))?;
+        point!("kafka::before_commit");
         loop {
             match self.producer.commit_transaction(left(deadline)) {
                 Ok(()) => return Ok(()),

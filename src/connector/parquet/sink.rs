@@ -31,6 +31,7 @@ use crate::checkpoint::durable::{Durable, create_folders};
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, WriteReport, WriteRequest,
 };
+use crate::point::point;
 use crate::{Error, Result};
 
 /// Files written at a time; each waits for the disk.
@@ -154,9 +155,7 @@ impl Sink for ParquetSink {
     }
 
     async fn write(&mut self, request: &WriteRequest) -> Result<WriteReport> {
-        fail::fail_point!("parquet::before_write", |_| Err(
-            Error::external("fail point parquet::before_write").retryable()
-        ));
+        point!("parquet::before_write");
         let pipeline = self.pipeline()?;
         let mut encoders = vec![];
         for insert in &request.inserts {
@@ -192,9 +191,7 @@ impl Sink for ParquetSink {
             found.insert(request.batch);
         }
         let puts = puts.into_iter().map(|(table, path, bytes)| async move {
-            fail::fail_point!("parquet::before_put", |_| Err(
-                Error::external("fail point parquet::before_put").retryable()
-            ));
+            point!("parquet::before_put");
             let to =
                 path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
             let to = to.map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
@@ -203,9 +200,7 @@ impl Sink for ParquetSink {
         });
         let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
         tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
-        fail::fail_point!("parquet::after_write", |_| Err(
-            Error::external("fail point parquet::after_write").retryable()
-        ));
+        point!("parquet::after_write");
         Ok(report)
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 pub use feeder::Feeder;
 pub use program::Program;
-pub use world::{PARTITIONS, World, psql};
+pub use world::{PARTITIONS, World, create_topics, psql};
 
 /// Asks again and again until there is an answer; panics after `limit`, saying what it waited for.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {

@@ -2,11 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::wait_for;
+
+const SIGKILL: i32 = 9;
 
 /// Killed when dropped, so that a failed test leaves no process.
 pub struct Program {
@@ -52,6 +55,21 @@ impl Program {
         self.must_live();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it is dead at its fail point. `false`: it ran to its end and succeeded.
+    pub fn dies(mut self, limit: Duration) -> bool {
+        let status = self.wait(limit);
+        let died = status.signal() == Some(SIGKILL);
+        assert!(died || status.success(), "{} neither died nor succeeded: {status}\n{}", self.what, self.log_end());
+        died
+    }
+
+    /// Waits for exit code 2; what it said.
+    pub fn fails(mut self, limit: Duration) -> String {
+        let status = self.wait(limit);
+        assert_eq!(status.code(), Some(2), "{}: {status}\n{}", self.what, self.log_end());
+        self.log()
     }
 
     /// As Ctrl-C does.

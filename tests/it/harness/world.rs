@@ -76,14 +76,8 @@ impl World {
     }
 
     fn create_topics(&self) {
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().unwrap();
-        let topics = [(&self.events, PARTITIONS), (&self.dead_letters, 2), (&self.alerts, 2)];
-        let topics = topics.map(|(name, partitions)| NewTopic::new(name, partitions, TopicReplication::Fixed(1)));
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-        for made in futures::executor::block_on(admin.create_topics(&topics, &options)).unwrap() {
-            made.unwrap();
-        }
+        let topics = [(&*self.events, PARTITIONS), (&self.dead_letters, 2), (&self.alerts, 2)];
+        create_topics(&self.brokers, &topics, &[]);
     }
 
     pub fn queries(&self) -> PathBuf {
@@ -94,8 +88,13 @@ impl World {
         self.folder.join("lake")
     }
 
-    /// Starts `poundlock ARGUMENTS` with this world's addresses in its environment.
+    /// Starts `poundlock ARGUMENTS`, its output at the end of the log.
     pub fn program(&self, arguments: &[&str]) -> Program {
+        Program::start(self.command(arguments), self.folder.join("poundlock.log"))
+    }
+
+    /// `poundlock ARGUMENTS` with this world's addresses in its environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         // Another build of the same program, a release say, can be put in its place.
         let binary = std::env::var("POUNDLOCK_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_poundlock").to_string());
         let mut command = Command::new(binary);
@@ -112,7 +111,7 @@ impl World {
             .env_remove("PROCESSING_TRIGGER")
             .env_remove("ANOMALY_THRESHOLD")
             .env_remove("Z_THRESHOLD");
-        Program::start(command, self.folder.join("poundlock.log"))
+        command
     }
 
     /// `poundlock run` over this world's queries, with a short trigger.
@@ -136,6 +135,21 @@ impl Drop for World {
         }
         psql(&self.server_url, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
         fs::remove_dir_all(&self.folder).unwrap();
+    }
+}
+
+/// Topics (name, number of partitions), all with this configuration.
+pub fn create_topics(brokers: &str, topics: &[(&str, i32)], config: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let topics = topics.iter().map(|(name, partitions)| {
+        let topic = NewTopic::new(name, *partitions, TopicReplication::Fixed(1));
+        config.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+    });
+    let topics: Vec<NewTopic> = topics.collect();
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    for made in futures::executor::block_on(admin.create_topics(&topics, &options)).unwrap() {
+        made.unwrap();
     }
 }
 

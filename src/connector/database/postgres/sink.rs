@@ -16,6 +16,7 @@ use super::ledger::{self, Ledger};
 use super::write::{Habits, Progress, Writer, at};
 use crate::connector::database::{DatabaseTable, OnConflict};
 use crate::connector::{Guarantee, Identity, Sink, Wave, WriteReport, WriteRequest};
+use crate::point::point;
 use crate::{Error, Result};
 
 pub struct PostgresSink {
@@ -103,6 +104,7 @@ impl Session {
     ) -> Result<WriteReport> {
         let client = &self.client;
         let ended = |e: tokio_postgres::Error| failure(&e, &format!("could not write batch {}", request.batch));
+        point!("postgres::before_write");
         client.batch_execute("BEGIN").await.map_err(ended)?;
         if let Some(report) = self.ledger.enter(client, identity, request).await? {
             client.batch_execute("ROLLBACK").await.map_err(ended)?;
@@ -120,7 +122,9 @@ impl Session {
             report.refusals.append(&mut refusals);
         }
         self.ledger.leave(client, identity, request, last, &report).await?;
+        point!("postgres::before_commit");
         client.batch_execute("COMMIT").await.map_err(ended)?;
+        point!("postgres::after_commit");
         Ok(report)
     }
 }

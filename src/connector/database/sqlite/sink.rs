@@ -21,6 +21,7 @@ use crate::connector::database::ledger::{
 };
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX};
 use crate::connector::{Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, Wave, WriteReport, WriteRequest};
+use crate::point::point;
 use crate::{Error, Result};
 
 const CREATE: &str = "
@@ -198,6 +199,7 @@ fn write_batch(
     let doing = format!("could not write batch {}", request.batch);
     let failed = |e: rusqlite::Error| failure(&e, &doing);
     let (uuid, wave) = (identity.uuid.to_string(), wave_name(request.wave));
+    point!("sqlite::before_write");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let sql = "SELECT p.epoch, b.hashes, b.report FROM poundlock_pipelines p
                LEFT JOIN poundlock_batches b ON b.uuid = p.uuid AND b.batch = ?2 AND b.wave = ?3 WHERE p.uuid = ?1";
@@ -239,7 +241,9 @@ fn write_batch(
         let sql = "DELETE FROM poundlock_batches WHERE uuid = ?1 AND batch <= ?2";
         transaction.execute(sql, params![uuid, signed(request.batch - BATCHES_KEPT)?]).map_err(failed)?;
     }
+    point!("sqlite::before_commit");
     transaction.commit().map_err(failed)?;
+    point!("sqlite::after_commit");
     Ok(report)
 }
 

@@ -1,0 +1,6 @@
+//! What a start makes of what it finds: the real program, stopped at chosen lines by the environment variable FAILPOINTS
+//! (see `src/point.rs`), and started again.
+
+mod contents;
+mod points;
+mod project;

@@ -26,10 +26,26 @@ pub struct Plan {
     /// `--close-windows`: the last batch of a bounded run closes every window.
     #[serde(default)]
     pub close_windows: bool,
+    /// What bounded its cut; `None` in plans of versions that did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Tables whose address was empty: addresses are not in the program's text. `None` as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off: Option<BTreeSet<String>>,
+}
+
+/// The settings of the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub max_rows_per_batch: usize,
+    pub max_bytes_per_batch: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourcePlan {
+    /// As in [`SourceCommit`]; empty in plans of versions that did not note it.
+    #[serde(default)]
+    pub location: String,
     pub ranges: Ranges,
     pub idle: BTreeSet<i32>,
     pub lost: u64,

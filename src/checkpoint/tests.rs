@@ -19,6 +19,8 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         dimensions: BTreeMap::new(),
         partitions: 1,
         close_windows: false,
+        limits: None,
+        off: None,
     }
 }
 
@@ -371,6 +373,15 @@ async fn a_plan_that_continues_a_lost_one_is_void() {
     third.plan(&plan(3, 3)).await.unwrap();
     let fourth = Checkpoint::open(&url, "p").await.unwrap();
     assert_eq!(fourth.recover().await.unwrap().pending, [plan(3, 3)]);
+}
+
+#[test]
+fn plans_of_versions_before_are_read() {
+    let plan = r#"{"number":7,"epoch":2,"planned_at":0,"program":"p","dimensions":{},"partitions":1,
+        "sources":{"kafka.t":{"ranges":{"0":{"from":70,"to":80}},"idle":[],"lost":0}}}"#;
+    let read: Plan = serde_json::from_str(plan).unwrap();
+    assert_eq!(read, Plan { planned_at: 0, ..plan_from(7, 2, 70, 80) });
+    assert!(read.limits.is_none() && read.off.is_none(), "not noted, which is not the same as none");
 }
 
 #[tokio::test]

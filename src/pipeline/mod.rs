@@ -25,6 +25,8 @@ pub mod write;
 
 pub mod start;
 
+mod pending;
+
 pub mod turn;
 
 pub use start::Pipeline;

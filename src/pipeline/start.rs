@@ -7,13 +7,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::dimension::Dimension;
+use super::pending::{finish_old, plan_anew};
 use super::run::Runner;
 use super::watermark::Watermark;
 use super::write::Sinks;
 use crate::checkpoint::record::{PartitionCommit, SourceCommit};
-use crate::checkpoint::{Blob, Checkpoint, Commit, Recovery};
+use crate::checkpoint::{Blob, Checkpoint, Recovery};
 use crate::connector::{self, Source};
-use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
 use crate::state::{PaneStore, image};
@@ -62,8 +62,9 @@ impl Pipeline {
         let text = checkpoint.put_blob(Blob::Program, text).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
         finish_old(&mut recovery, &text, &checkpoint, settings, lookup).await?;
-        let sinks = open_sinks(&program, &checkpoint).await?;
+        let mut sinks = open_sinks(&program, &checkpoint).await?;
         fits(&sinks, &recovery)?;
+        plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
         pipeline.restore(&recovery, reset_state && recovery.pending.is_empty()).await?;
         for plan in &recovery.pending {
@@ -75,7 +76,7 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    async fn assemble(
+    pub(super) async fn assemble(
         program: Arc<Program>,
         checkpoint: &Checkpoint,
         recovery: &Recovery,
@@ -84,9 +85,7 @@ impl Pipeline {
         started: Instant,
     ) -> Result<Self> {
         let (now, last) = (now(), recovery.last.as_ref());
-        if let Some(last) = last {
-            same_topics(&program, last)?;
-        }
+        same_topics(&program, recovery)?;
         let name = program.settings.name()?.to_string();
         let share = program.settings.buffer / program.sources.len().max(1);
         let opens = program.sources.iter().map(async |source| {
@@ -141,7 +140,7 @@ impl Pipeline {
     }
 
     /// Brings the window state back: the snapshot, then the deltas since.
-    async fn restore(&mut self, recovery: &Recovery, reset_state: bool) -> Result<()> {
+    pub(super) async fn restore(&mut self, recovery: &Recovery, reset_state: bool) -> Result<()> {
         let compact_at = self.program.settings.state_compaction;
         let definitions = self.program.windows.stores.iter();
         let mut stores: Vec<PaneStore> =
@@ -206,88 +205,33 @@ impl Pipeline {
     }
 }
 
-async fn open_sinks(program: &Program, checkpoint: &Checkpoint) -> Result<Sinks> {
+pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint) -> Result<Sinks> {
     let sinks = connector::sinks(&program.written())?;
     Sinks::open(sinks, checkpoint.identity(), program.dead_letters.clone(), program.inserts.len()).await
 }
 
-/// Settles plans of an earlier program that are not committed: they are finished under their own text if any sink holds
-/// a part of them, else they are forgotten and planned anew.
-async fn finish_old(
-    recovery: &mut Recovery,
-    text: &str,
-    checkpoint: &Checkpoint,
-    settings: &Settings,
-    lookup: Lookup<'_>,
-) -> Result<()> {
-    let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
-    let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
-    let program = plan_stored(&old, settings, lookup).await.map_err(|error| {
-        let hint = "the batch may be half written: start once with the old files and environment, then change them";
-        error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(hint)
-    })?;
-    let mut sinks = open_sinks(&program, checkpoint).await?;
-    fits(&sinks, recovery)?;
-    let holding = sinks.holding(plan.number).await?;
-    if holding.is_empty() {
-        tracing::warn!(batch = plan.number, "the SQL has changed and no sink holds the batch: it is planned anew");
-        recovery.pending.clear();
-        return Ok(());
-    }
-    tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
-    let (program, name) = (Arc::new(program), plan.program.clone());
-    let mut old = Pipeline::assemble(program, checkpoint, recovery, sinks, name.clone(), Instant::now()).await?;
-    old.restore(recovery, false).await?;
-    for (position, plan) in recovery.pending.iter().enumerate() {
-        // The plan behind it was made ahead: nothing of it can be written, so it need not keep the old SQL.
-        if position > 0 && (plan.program != name || old.sinks.lock().await.holding(plan.number).await?.is_empty()) {
-            break;
-        }
-        old.replay(plan).await?;
-    }
-    drop(old);
-    *recovery = checkpoint.recover().await?;
-    // A plan of the new text cannot stand behind one of the old text that was never committed.
-    recovery.pending.retain(|plan| plan.program == text);
-    Ok(())
-}
-
 /// Offsets mean something only in the topic they are of.
-fn same_topics(program: &Program, last: &Commit) -> Result<()> {
+fn same_topics(program: &Program, recovery: &Recovery) -> Result<()> {
     let hint = "put it back, or start anew under another poundlock.name";
+    let committed = recovery.last.iter().flat_map(|last| &last.sources).map(|(name, of)| (name, &of.location));
+    let planned = recovery.pending.iter().flat_map(|plan| &plan.sources).map(|(name, of)| (name, &of.location));
+    // Empty: of a version that did not note it.
+    let known: BTreeSet<(&String, &String)> = committed.chain(planned).filter(|(_, of)| !of.is_empty()).collect();
     for source in &program.sources {
         let (name, location) = (&source.table.name, &source.table.location);
-        match last.sources.get(name) {
-            Some(commit) if commit.location != *location => {
-                let error =
-                    format!("table {name} reads {location:?}, the checkpoint has offsets of {:?}", commit.location);
-                return Err(Error::user(error).at(source.table.place.clone()).hint(hint));
-            }
-            Some(_) => {}
-            None => {
-                let renamed = last.sources.iter().find(|(_, commit)| commit.location == *location);
-                if let Some((old, _)) = renamed.filter(|(old, _)| !program.tables.contains_key(*old)) {
-                    let error = format!("table {name} reads {location:?}, which the checkpoint knows as table {old}");
-                    return Err(Error::user(error).at(source.table.place.clone()).hint(hint));
-                }
-            }
+        let place = || source.table.place.clone();
+        if let Some((_, other)) = known.iter().find(|(known, of)| *known == name && *of != location) {
+            let error = format!("table {name} reads topic {location:?}, the checkpoint has offsets of {other:?}");
+            return Err(Error::user(error).at(place()).hint(hint));
+        }
+        let is_new = known.iter().all(|(known, _)| *known != name);
+        let renamed = known.iter().find(|(old, of)| *of == location && !program.tables.contains_key(*old));
+        if let Some((old, _)) = renamed.filter(|_| is_new) {
+            let error = format!("table {name} reads topic {location:?}, which the checkpoint knows as table {old}");
+            return Err(Error::user(error).at(place()).hint(hint));
         }
     }
     Ok(())
-}
-
-async fn plan_stored(stored: &Bytes, settings: &Settings, lookup: Lookup<'_>) -> Result<Program> {
-    let damaged = |e: serde_json::Error| Error::external("a stored program cannot be read").cause(e);
-    let texts: Vec<(String, String)> = serde_json::from_slice(stored).map_err(damaged)?;
-    let files = Files::from_stored(texts, lookup);
-    let (statements, errors) = crate::sql::parse(&files);
-    if let Some(error) = Error::all(errors) {
-        return Err(error);
-    }
-    let mut own = settings::resolve(&BTreeMap::new(), lookup, &files, &statements)?;
-    own.name.clone_from(&settings.name);
-    own.checkpoint.clone_from(&settings.checkpoint);
-    Program::plan(files, statements, own).await
 }
 
 fn stored_text(files: &Files) -> Result<Bytes> {
@@ -296,7 +240,7 @@ fn stored_text(files: &Files) -> Result<Bytes> {
 }
 
 /// A sink that knows of batches this checkpoint does not, or has lost some, is another's or was set back.
-fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
+pub(super) fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
     let last = recovery.last.as_ref().map(|last| last.number);
     let planned = recovery.pending.last().map(|plan| plan.number).or(last);
     for (name, newest, records, tables) in sinks.newest() {

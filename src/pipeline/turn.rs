@@ -13,7 +13,7 @@ use super::dead_letters::DeadLetter;
 use super::run::{Batch, Outcome, SourceBatch, maxima};
 use super::start::{Pipeline, now};
 use super::write::{Sinks, ToWrite, Written};
-use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit, SourcePlan};
+use crate::checkpoint::record::{InsertCommit, Limits, PartitionCommit, SourceCommit, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
 use crate::connector::{Cut, CutLimit, OffsetRange, Ranges};
 use crate::point::point;
@@ -165,7 +165,8 @@ impl Pipeline {
         for (name, cut) in cuts {
             let watermark = &self.watermarks[name];
             let idle = watermark.idle(cut, planned_at);
-            let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: cut.lost };
+            let location = self.program.tables[name].location.clone();
+            let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, lost: cut.lost };
             anything |= !cut.chunks.is_empty() || cut.lost > 0 || cut.ranges.values().any(|r| r.from != r.to);
             anything |= watermark.would_move(&plan, planned_at);
             sources.insert(name.clone(), plan);
@@ -178,6 +179,11 @@ impl Pipeline {
             let hash = dimension.pin_newest(&self.checkpoint).await?;
             dimensions.insert(dimension.spec.table.name.clone(), hash);
         }
+        let settings = &self.program.settings;
+        let limits = Limits {
+            max_rows_per_batch: settings.max_rows_per_batch,
+            max_bytes_per_batch: settings.max_bytes_per_batch,
+        };
         let plan = Plan {
             number: self.next,
             epoch: self.checkpoint.identity().epoch,
@@ -185,8 +191,10 @@ impl Pipeline {
             sources,
             program: self.text.clone(),
             dimensions,
-            partitions: self.program.settings.target_partitions,
+            partitions: settings.target_partitions,
             close_windows,
+            limits: Some(limits),
+            off: Some(self.program.off.clone()),
         };
         self.checkpoint.plan(&plan).await?;
         Ok(Some(plan))
@@ -208,6 +216,7 @@ impl Pipeline {
         describe(&mut summary, &commit);
         summary.lag = self.sources.values().map(|source| source.lag()).sum();
         self.drain(ahead, observer).await?;
+        point!("turn::before_write");
         let (sinks, checkpoint) = (Arc::clone(&self.sinks), self.checkpoint.clone());
         let positions = plan.sources.iter().map(|(name, source)| (name.clone(), ends(&source.ranges))).collect();
         let dead = self.program.dead_letters.as_ref().map(|table| table.name.clone());
@@ -216,7 +225,6 @@ impl Pipeline {
             let written = write(&sinks, &to_write, &checkpoint).await?;
             summary.write = began.elapsed();
             let began = Instant::now();
-        point!("turn::before_write");
             account(&mut commit, &to_write, &written);
             summary.dead_letters =
                 commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
@@ -384,21 +392,21 @@ impl Pipeline {
         (summary, positions): (BatchSummary, BTreeMap<String, BTreeMap<i32, i64>>),
         observer: &Observer,
     ) -> Result<()> {
+        point!("turn::before_acknowledge");
         for (name, positions) in &positions {
             if let Some(source) = self.sources.get(name) {
                 source.acknowledge(positions).await?;
             }
         }
+        point!("turn::after_acknowledge");
         observer(&summary);
         Ok(())
     }
-        point!("turn::before_acknowledge");
 }
 
 /// The write in flight, when it is done; never, if there is none.
 async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap<String, BTreeMap<i32, i64>>)> {
     let Some(running) = ahead else { return std::future::pending().await };
-        point!("turn::after_acknowledge");
     let done = (&mut running.task).await;
     let positions = std::mem::take(&mut running.positions);
     *ahead = None;

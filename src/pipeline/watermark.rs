@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn plan(rows: &[(i32, i64)], idle: &[i32]) -> SourcePlan {
-        SourcePlan { ranges: ranges(rows), idle: idle.iter().copied().collect(), lost: 0 }
+        SourcePlan { ranges: ranges(rows), idle: idle.iter().copied().collect(), ..SourcePlan::default() }
     }
 
     fn cut(rows: &[(i32, i64)], at_end: &[i32]) -> Cut {
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(watermark.idle(&quiet, 59 * SECOND), [].into());
         let idle = watermark.idle(&quiet, 61 * SECOND);
         assert_eq!(idle, [0].into());
-        let quiet = SourcePlan { ranges: quiet.ranges, idle, lost: 0 };
+        let quiet = SourcePlan { ranges: quiet.ranges, idle, ..SourcePlan::default() };
         assert!(watermark.would_move(&quiet, 61 * SECOND));
         watermark.advance(&quiet, &BTreeMap::new(), 61 * SECOND);
         assert_eq!(watermark.value(), Some(195 * SECOND));

@@ -90,7 +90,7 @@ pub struct Program {
     /// The plans of all INSERTs, then the inputs of all windowed views, over the conditions that they have in common.
     pub shared: Shared,
     pub warnings: Vec<String>,
-    /// Tables whose address is empty: nothing is written to them.
+    /// Tables whose address is empty: nothing is written to them or read from them.
     pub off: BTreeSet<String>,
     /// blake3 of the stored text, hex.
     pub hash: String,
@@ -347,6 +347,9 @@ impl<'a> Planner<'a> {
             return Err(self.error(place, error).hint("read it with `poundlock sql`, or in a program of its own"));
         }
         let sources = self.sources_of(&plan, &read, place)?;
+        if sources.iter().any(|source| self.off.contains(source)) {
+            return Ok(()); // nothing comes of it
+        }
         let keyed = connector::is_keyed(&table);
         let row_wise = row_wise(&plan);
         let in_watermark = uses(&plan, CURRENT_WATERMARK).map_err(|e| explained(self, e))?;

@@ -201,7 +201,7 @@ impl Sim {
             }
         }
         let idle = step.idle.clone().unwrap_or_else(|| self.watermark.idle(&cut, step.planned_at));
-        let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: 0 };
+        let plan = SourcePlan { ranges: cut.ranges.clone(), idle, ..SourcePlan::default() };
         let ahead_limit = self.watermark.ahead_limit(step.planned_at);
         let before = self.watermark.value();
         let highest = match &self.program.sources[0].watermark {

@@ -1,0 +1,131 @@
+//! Batches that were planned and not committed, where a start cannot simply replay them.
+//!
+//! ```text
+//! plan of another text ─▶ a sink holds a part ─▶ finished under its own text ┐
+//! lower limits, or tables turned on or off ────▶ replayed as planned         ├─▶ the start goes on
+//!            └─▶ no sink holds any part ───────▶ forgotten, planned anew     ┘
+//! ```
+//!
+//! So a batch that fails again and again blocks nothing for ever: change its SQL, or make it smaller.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::start::{Pipeline, fits, open_sinks};
+use super::write::Sinks;
+use crate::checkpoint::{Blob, Checkpoint, Plan, Recovery};
+use crate::sql::settings::{self, Settings};
+use crate::sql::substitute::Lookup;
+use crate::sql::{Files, Program};
+use crate::{Error, Result};
+
+/// Settles plans of an earlier text: they are finished under it if any sink holds a part of them, else they are
+/// forgotten and planned anew.
+///
+/// # Errors
+/// The earlier program cannot be planned or run any more, and a sink holds a part of the batch.
+pub(super) async fn finish_old(
+    recovery: &mut Recovery,
+    text: &str,
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    lookup: Lookup<'_>,
+) -> Result<()> {
+    let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
+    let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
+    let program = plan_stored(&old, settings, lookup).await.map_err(|error| {
+        let hint = "the batch may be half written: start once with the old files and environment, then change them";
+        error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(hint)
+    })?;
+    let mut sinks = open_sinks(&program, checkpoint).await?;
+    fits(&sinks, recovery)?;
+    let holding = sinks.holding(plan.number).await?;
+    if holding.is_empty() {
+        tracing::warn!(batch = plan.number, "the SQL has changed and no sink holds the batch: it is planned anew");
+        recovery.pending.clear();
+        return Ok(());
+    }
+    same_tables(&plan, &program, &holding)?;
+    tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
+    let (program, name) = (Arc::new(program), plan.program.clone());
+    let mut old = Pipeline::assemble(program, checkpoint, recovery, sinks, name.clone(), Instant::now()).await?;
+    old.restore(recovery, false).await?;
+    for (position, plan) in recovery.pending.iter().enumerate() {
+        // The plan behind it was made ahead: nothing of it can be written, so it need not keep the old SQL.
+        if position > 0 && (plan.program != name || old.sinks.lock().await.holding(plan.number).await?.is_empty()) {
+            break;
+        }
+        old.replay(plan).await?;
+    }
+    drop(old);
+    *recovery = checkpoint.recover().await?;
+    // A plan of the new text cannot stand behind one of the old text that was never committed.
+    recovery.pending.retain(|plan| plan.program == text);
+    Ok(())
+}
+
+/// Forgets plans of this text that no sink holds any part of, where the batch would come out otherwise now: smaller, for
+/// the limits have become lower, or for other tables.
+///
+/// # Errors
+/// Tables were turned on or off, and a sink holds a part of the batch.
+pub(super) async fn plan_anew(recovery: &mut Recovery, sinks: &mut Sinks, program: &Program) -> Result<()> {
+    let Some(plan) = recovery.pending.first() else { return Ok(()) };
+    let why = match (switched(plan, program).is_empty(), limits_are_lower(plan, &program.settings)) {
+        (false, _) => "tables were turned on or off",
+        (true, true) => "the limits of a batch are lower",
+        (true, false) => return Ok(()),
+    };
+    let holding = sinks.holding(plan.number).await?;
+    if holding.is_empty() {
+        tracing::warn!(batch = plan.number, "{why} and no sink holds the batch: it is planned anew");
+        recovery.pending.clear();
+        return Ok(());
+    }
+    same_tables(plan, program, &holding)?;
+    tracing::warn!(batch = plan.number, "{why}, but {holding:?} hold the batch: it is finished as it was planned");
+    Ok(())
+}
+
+fn limits_are_lower(plan: &Plan, settings: &Settings) -> bool {
+    plan.limits.is_some_and(|planned| {
+        settings.max_rows_per_batch < planned.max_rows_per_batch
+            || settings.max_bytes_per_batch < planned.max_bytes_per_batch
+    })
+}
+
+/// The tables that were on when the batch was planned and are off now, or the other way round.
+fn switched(plan: &Plan, program: &Program) -> Vec<String> {
+    plan.off.iter().flat_map(|off| off.symmetric_difference(&program.off)).cloned().collect()
+}
+
+/// INSERTs are numbered without those that are off, and the numbers are in the names of files and messages: what one set
+/// of tables has begun, another cannot finish.
+fn same_tables(plan: &Plan, program: &Program, holding: &[String]) -> Result<()> {
+    let switched = switched(plan, program);
+    if switched.is_empty() {
+        return Ok(());
+    }
+    let error = format!("table {} was turned on or off in the middle of a batch", switched.join(", "));
+    Err(Error::user(error)
+        .at(format!("batch {}", plan.number))
+        .cause(format!("the batch was planned with it otherwise, and {} hold a part of it", holding.join(", ")))
+        .hint("start once with the addresses as they were, which finishes the batch; then turn it on or off"))
+}
+
+async fn plan_stored(stored: &Bytes, settings: &Settings, lookup: Lookup<'_>) -> Result<Program> {
+    let damaged = |e: serde_json::Error| Error::external("a stored program cannot be read").cause(e);
+    let texts: Vec<(String, String)> = serde_json::from_slice(stored).map_err(damaged)?;
+    let files = Files::from_stored(texts, lookup);
+    let (statements, errors) = crate::sql::parse(&files);
+    if let Some(error) = Error::all(errors) {
+        return Err(error);
+    }
+    let mut own = settings::resolve(&BTreeMap::new(), lookup, &files, &statements)?;
+    own.name.clone_from(&settings.name);
+    own.checkpoint.clone_from(&settings.checkpoint);
+    Program::plan(files, statements, own).await
+}

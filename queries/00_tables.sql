@@ -1,6 +1,6 @@
 -- What this pipeline reads and writes. The files of this folder are read in the order of their names; together they are
 -- the whole pipeline: change a line, start `poundlock run` again, and the logic has changed. (Where the change is below a
--- window, its kept counts do not fit any more: the start says so, and --reset-state begins the open windows anew.)
+-- window, its kept counts do not fit any more: the start says so, and --reset-state begins its open windows anew.)
 --
 -- ${NAME:-default} is an environment variable. ${NAME} without a default must be set. `poundlock check` reads these
 -- files, connects to nothing, and prints what each INSERT promises.

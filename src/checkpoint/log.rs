@@ -102,7 +102,7 @@ impl Checkpoint {
 
     /// Keeps the state after batch `number`, which must be committed; recovery needs only the deltas after it, and
     /// [`Checkpoint::retain`] only removes what is older than a snapshot. So take one now and then even of an empty
-    /// state. One that is there is replaced: `--reset-state` stores an empty state over it.
+    /// state. One that is there is replaced: `--reset-state` stores one over it that lacks what it forgets.
     ///
     /// # Errors
     /// Fenced; the batch is not committed; the storage does not answer.

@@ -19,7 +19,7 @@ use super::load::load;
 use crate::connector::database::migrate::migrate;
 use crate::format::time::write_timestamp;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{BatchSummary, End, Options, Pipeline};
+use crate::pipeline::{BatchSummary, End, Options, Pipeline, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
@@ -44,9 +44,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub close_windows: bool,
 
-    /// Forget the window state, where changed SQL cannot go on with it; the offsets stay
-    #[arg(long)]
-    pub reset_state: bool,
+    /// Begin windows anew: of the views that are new or changed, whose kept state does not fit (the same without a
+    /// value), or of all views; the offsets stay
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "changed")]
+    pub reset_state: Option<ResetState>,
 
     #[command(flatten)]
     pub settings: SettingFlags,
@@ -82,7 +83,7 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
 pub async fn drive(
     program: Program,
     options: Options,
-    reset_state: bool,
+    reset_state: Option<ResetState>,
     lookup: Lookup<'_>,
     stop: &CancellationToken,
     observer: &Observer,

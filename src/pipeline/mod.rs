@@ -27,7 +27,10 @@ pub mod start;
 
 mod pending;
 
+mod restore;
+
 pub mod turn;
 
+pub use restore::ResetState;
 pub use start::Pipeline;
 pub use turn::{BatchSummary, End, Options};

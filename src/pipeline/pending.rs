@@ -52,7 +52,7 @@ pub(super) async fn finish_old(
     tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
     let (program, name) = (Arc::new(program), plan.program.clone());
     let mut old = Pipeline::assemble(program, checkpoint, recovery, sinks, name.clone(), Instant::now()).await?;
-    old.restore(recovery, false).await?;
+    old.restore(recovery, None).await?;
     for (position, plan) in recovery.pending.iter().enumerate() {
         // The plan behind it was made ahead: nothing of it can be written, so it need not keep the old SQL.
         if position > 0 && (plan.program != name || old.sinks.lock().await.holding(plan.number).await?.is_empty()) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::dimension::Dimension;
 use super::pending::{finish_old, plan_anew};
+use super::restore::ResetState;
 use super::run::Runner;
 use super::watermark::Watermark;
 use super::write::Sinks;
@@ -16,7 +17,6 @@ use crate::checkpoint::{Blob, Checkpoint, Recovery};
 use crate::connector::{self, Source};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
-use crate::state::{PaneStore, image};
 use crate::{Error, Result};
 
 /// µs since 1970, UTC.
@@ -51,8 +51,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// A server, table or topic is missing; the checkpoint is damaged or another's; the SQL has changed so that window
-    /// state cannot be kept (`reset_state` goes on without it); another process runs the pipeline.
-    pub async fn open(program: Program, reset_state: bool, lookup: Lookup<'_>) -> Result<Self> {
+    /// state cannot be kept (`reset` goes on without it); another process runs the pipeline.
+    pub async fn open(program: Program, reset: Option<ResetState>, lookup: Lookup<'_>) -> Result<Self> {
         let started = Instant::now();
         let program = Arc::new(program);
         let settings = &program.settings;
@@ -66,12 +66,13 @@ impl Pipeline {
         fits(&sinks, &recovery)?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
-        pipeline.restore(&recovery, reset_state && recovery.pending.is_empty()).await?;
+        // A batch in hand was planned on the state that is kept, and is finished on it.
+        let unfit = pipeline.restore(&recovery, reset.filter(|_| recovery.pending.is_empty())).await?;
         for plan in &recovery.pending {
             pipeline.replay(plan).await?;
         }
-        if reset_state && pipeline.next > 0 {
-            pipeline.reset().await?;
+        if let Some(which) = reset {
+            pipeline.reset(which, unfit).await?;
         }
         Ok(pipeline)
     }
@@ -137,71 +138,6 @@ impl Pipeline {
             started,
             since_snapshot: 0,
         })
-    }
-
-    /// Brings the window state back: the snapshot, then the deltas since.
-    pub(super) async fn restore(&mut self, recovery: &Recovery, reset_state: bool) -> Result<()> {
-        let compact_at = self.program.settings.state_compaction;
-        let definitions = self.program.windows.stores.iter();
-        let mut stores: Vec<PaneStore> =
-            definitions.map(|definition| PaneStore::new(Arc::clone(definition), compact_at)).collect();
-        if recovery.last.is_some() && !reset_state {
-            let images = recovery.snapshot.iter().map(|(_, image)| (image, true));
-            let images = images.chain(recovery.deltas.iter().map(|(_, delta)| (delta, false)));
-            let state = self.program.state();
-            let keys: Vec<String> = stores.iter().map(|store| store.definition().key()).collect();
-            for (bytes, snapshot) in images {
-                let mut sections = image::read(bytes)?;
-                self.same_views(&keys, &sections.keys().cloned().collect(), &stores)?;
-                for (store, key) in stores.iter_mut().zip(&keys) {
-                    let Some(states) = sections.remove(key) else { continue };
-                    match snapshot {
-                        // One entry of a list a batch: the lists are as long as they were.
-                        true => states.iter().try_for_each(|batch| store.restore(std::slice::from_ref(batch)))?,
-                        false if states.is_empty() => {}
-                        false => {
-                            let watermark = self.watermarks.get(&store.definition().source).and_then(Watermark::value);
-                            store.restored(&states, watermark.unwrap_or(i64::MIN), &state).await?;
-                        }
-                    }
-                }
-            }
-            for store in &mut stores {
-                let watermark = self.watermarks.get(&store.definition().source).and_then(Watermark::value);
-                store.evict(watermark.unwrap_or(i64::MIN));
-            }
-        }
-        self.runner = Runner::new(Arc::clone(&self.program), stores);
-        self.since_snapshot = recovery.deltas.len() as u64;
-        Ok(())
-    }
-
-    /// Forgets the window state, durably.
-    async fn reset(&mut self) -> Result<()> {
-        let compact_at = self.program.settings.state_compaction;
-        let empty = |definition: &Arc<_>| PaneStore::new(Arc::clone(definition), compact_at);
-        self.runner = Runner::new(Arc::clone(&self.program), self.program.windows.stores.iter().map(empty).collect());
-        let image = self.image()?;
-        self.checkpoint.snapshot(self.next - 1, image).await?;
-        tracing::warn!("window state was reset: windows that were open begin anew, and count only what comes now");
-        Ok(())
-    }
-
-    fn same_views(&self, wanted: &[String], stored: &BTreeSet<String>, stores: &[PaneStore]) -> Result<()> {
-        let changed = wanted.iter().zip(stores).enumerate().filter(|(_, (key, _))| !stored.contains(*key));
-        let names: Vec<&str> = changed.flat_map(|(number, _)| self.views_of(number)).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let error =
-            format!("the SQL of windowed view {} has changed, so its kept state does not fit", names.join(", "));
-        Err(Error::user(error)
-            .cause("the aggregate, its keys, its input, the windows' size, or the version of DataFusion is another")
-            .hint("change it back, or start with --reset-state: windows that are open now begin anew"))
-    }
-
-    fn views_of(&self, store: usize) -> impl Iterator<Item = &str> {
-        self.program.windows.views.iter().filter(move |view| view.store == store).map(|view| view.name.as_str())
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! [`PaneDefinition::key`]: crate::sql::windowed::PaneDefinition::key
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
@@ -52,8 +52,25 @@ impl ImageWriter {
 
 /// The states of every store, by key.
 pub fn read(image: &Bytes) -> Result<BTreeMap<String, Vec<RecordBatch>>> {
-    let torn = || Error::external("window state in the checkpoint is cut short").hint("restore it from a backup");
     let mut stores = BTreeMap::new();
+    for (key, body) in sections(image)? {
+        let batches = match body.is_empty() {
+            true => vec![],
+            false => StreamReader::try_new(body, None)?.collect::<std::result::Result<_, _>>()?,
+        };
+        stores.insert(key, batches);
+    }
+    Ok(stores)
+}
+
+/// The keys of the stores, without reading their states.
+pub fn keys(image: &Bytes) -> Result<BTreeSet<String>> {
+    Ok(sections(image)?.into_iter().map(|(key, _)| key).collect())
+}
+
+fn sections(image: &Bytes) -> Result<Vec<(String, &[u8])>> {
+    let torn = || Error::external("window state in the checkpoint is cut short").hint("restore it from a backup");
+    let mut sections = vec![];
     let mut at = 0;
     while at < image.len() {
         let header = image.get(at..at + KEY_BYTES + 8).ok_or_else(torn)?;
@@ -63,11 +80,7 @@ pub fn read(image: &Bytes) -> Result<BTreeMap<String, Vec<RecordBatch>>> {
         let length = usize::try_from(u64::from_le_bytes(length)).map_err(|_| torn())?;
         let body = image.get(at..at.checked_add(length).ok_or_else(torn)?).ok_or_else(torn)?;
         at += length;
-        let batches = match body.is_empty() {
-            true => vec![],
-            false => StreamReader::try_new(body, None)?.collect::<std::result::Result<_, _>>()?,
-        };
-        stores.insert(key, batches);
+        sections.push((key, body));
     }
-    Ok(stores)
+    Ok(sections)
 }

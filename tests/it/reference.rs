@@ -159,10 +159,11 @@ fn flags<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
         let value = arg.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
         let takes = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
         let value = if takes { value } else { String::new() };
+        let value = if arg.is_require_equals_set() { format!("[={value}]") } else { format!(" {value}") };
         let name = match (arg.get_short(), arg.get_long()) {
-            (Some(short), Some(long)) => format!("`-{short}`, `{}`", format!("--{long} {value}").trim_end()),
-            (None, Some(long)) => format!("`{}`", format!("--{long} {value}").trim_end()),
-            _ => format!("`[{value}]`"),
+            (Some(short), Some(long)) => format!("`-{short}`, `{}`", format!("--{long}{value}").trim_end()),
+            (None, Some(long)) => format!("`{}`", format!("--{long}{value}").trim_end()),
+            _ => format!("`[{}]`", value.trim_start()),
         };
         let default: Vec<String> =
             arg.get_default_values().iter().map(|default| format!("`{}`", default.to_string_lossy())).collect();

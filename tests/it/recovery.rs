@@ -4,3 +4,4 @@
 mod contents;
 mod points;
 mod project;
+mod promises;

@@ -91,6 +91,30 @@ fn check_tells_all_errors_at_once() {
     insta::assert_snapshot!("planning_errors", err);
 }
 
+/// Of every connector, whether the table is used or not.
+#[test]
+fn check_knows_the_options_of_every_kind_of_table() {
+    let tables: String = [
+        ("KAFKA", "'brokers' 'b:9092', 'foramt' 'json'"),
+        ("DATABASE", "'on_confict' 'update'"),
+        ("PARQUET", "'compresion' 'zstd'"),
+        ("CSV", "'heder' 'true'"),
+        ("CSV", "'delimiter' 'tab'"),
+        ("JSON", "'header' 'true'"),
+    ]
+    .iter()
+    .enumerate()
+    .map(|(n, (kind, options))| {
+        let location = if *kind == "DATABASE" { "sqlite:x" } else { "x" };
+        format!("CREATE EXTERNAL TABLE t{n} (id BIGINT) STORED AS {kind} LOCATION '{location}' OPTIONS ({options});\n")
+    })
+    .collect();
+    let folder = project(&[("00_tables.sql", &tables)]);
+    let (output, out, err) = run(folder.path(), &["check"]);
+    assert_eq!((output.status.code(), out.as_str()), (Some(1), ""));
+    insta::assert_snapshot!(err);
+}
+
 #[test]
 fn check_of_no_folder_is_an_answer_too() {
     let folder = tempfile::tempdir().unwrap();

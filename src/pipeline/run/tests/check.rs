@@ -306,6 +306,21 @@ async fn sql_over_windowed_views_is_by_window() {
     }
 }
 
+/// A mistake is told once, whoever reads what it spoils.
+#[tokio::test]
+async fn what_follows_from_an_error_is_no_error() {
+    let insert = "INSERT INTO kafka.lines SELECT k, n FROM b;";
+    for (failed, says) in [
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.events WHRE id > 0;\n", "found id"),
+        ("CREATE VIEW a AS SELECT k, idd AS n FROM kafka.events;\n", "'idd' not found"),
+        ("CREATE VIEW a AS SELECT k + 1 AS k, id AS n FROM kafka.clicks;\n", "'id' not found"),
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.evnts;\n", "evnts' not found"),
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.events, CREATE VIEW b AS SELECT k, n FROM a;\n", "CREATE"),
+    ] {
+        refuses(&format!("{failed}CREATE VIEW b AS SELECT k, n, x FROM a;\n{insert}"), 1, &[says]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_condition_on_the_watermark_that_no_window_may_ever_meet() {
     for (condition, warnings) in [

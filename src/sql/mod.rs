@@ -37,6 +37,8 @@ mod paned;
 
 pub mod lineage;
 
+mod bound;
+
 mod by_window;
 
 pub mod functions;

@@ -14,7 +14,7 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::by_window::{by_window, odd_watermark_test};
+use super::by_window::{across_windows, odd_watermark_test};
 use super::doubt::Doubt;
 use super::functions::{BatchValues, CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
@@ -430,12 +430,11 @@ impl<'a> Planner<'a> {
                  one micro-batch",
                 "aggregate over TUMBLE or HOP, so that it is kept from batch to batch",
             )
-        } else if !read.views.is_empty() && !row_wise && !by_window(plan) {
-            (
-                "an aggregate, DISTINCT, OVER, LIMIT or join over windowed views that is not by window sees only the \
-                 windows of one micro-batch",
-                "put window_start into its GROUP BY, PARTITION BY or ON",
-            )
+        } else if !read.views.is_empty()
+            && !row_wise
+            && let Some(across) = across_windows(plan)
+        {
+            across.explain()
         } else {
             return Ok(());
         };

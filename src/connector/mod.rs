@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
@@ -176,6 +177,11 @@ pub trait Source: Send + Sync {
 
     /// Records between the position of the last cut and the end of the log, as far as known.
     fn lag(&self) -> u64;
+
+    /// For how long the system has not answered; `None` while it does. Cuts are empty meanwhile.
+    fn away(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// The rows of one INSERT in one batch, in the order that numbers them.

@@ -17,7 +17,7 @@ use futures::StreamExt;
 use tokio::task::JoinHandle;
 
 use super::rows;
-use super::write::{Backoff, OPEN_ATTEMPTS_MAX};
+use super::write::Backoff;
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector::{self, TableDefinition};
 use crate::sql::program::DimensionSpec;
@@ -56,7 +56,7 @@ impl Dimension {
     /// # Errors
     /// The table cannot be read now: there is no last version to go on with.
     pub async fn open(spec: DimensionSpec) -> Result<Self> {
-        let mut backoff = Backoff::new(OPEN_ATTEMPTS_MAX);
+        let mut backoff = Backoff::at_start();
         let first = loop {
             match read(&spec.table).await {
                 Ok(version) => break version,

@@ -28,4 +28,4 @@ pub mod start;
 pub mod turn;
 
 pub use start::Pipeline;
-pub use turn::{BatchSummary, End, Options};
+pub use turn::{BatchSummary, End, Options, Progress};

@@ -56,8 +56,16 @@ pub struct BatchSummary {
     pub watermark: Option<i64>,
 }
 
-/// Called after every commit.
-pub type Observer = Arc<dyn Fn(&BatchSummary) + Send + Sync>;
+/// What a run tells of itself.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// After every cut: the source that has not answered for longest, and for how long; `None`: all do.
+    Away(Option<(&'a str, Duration)>),
+    /// After every commit.
+    Committed(&'a BatchSummary),
+}
+
+pub type Observer = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// A batch being written beside the next one.
 struct InFlight {
@@ -103,6 +111,8 @@ impl Pipeline {
                 done = settled(ahead) => { self.finish(done?, observer).await?; continue }
             }
             let cuts = self.cut().await?;
+            let away = self.sources.iter().filter_map(|(name, source)| Some((name.as_str(), source.away()?)));
+            observer(Progress::Away(away.max_by_key(|(_, since)| *since)));
             for (name, cut) in &cuts {
                 for (partition, end) in &ends[name] {
                     let to = cut.ranges.get(partition).map_or(0, |range| range.to);
@@ -386,7 +396,7 @@ impl Pipeline {
                 source.acknowledge(positions).await?;
             }
         }
-        observer(&summary);
+        observer(Progress::Committed(&summary));
         Ok(())
     }
 }

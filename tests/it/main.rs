@@ -14,6 +14,7 @@ mod harness;
 mod judge;
 mod reference;
 
+mod brokers;
 mod cli;
 mod demo;
 mod kill;

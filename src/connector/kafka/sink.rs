@@ -55,6 +55,7 @@ struct Kept {
     session: Option<Session>,
     /// How often a producer of ours was fenced.
     fenced: u32,
+    was_connected: bool,
 }
 
 impl KafkaSink {
@@ -114,8 +115,9 @@ impl KafkaSink {
             let mut kept = lock(&kept);
             let mut session = match kept.session.take() {
                 Some(session) => session,
-                None => Session::connect(&cluster, &identity, kept.fenced > 0)?,
+                None => Session::connect(&cluster, &identity, kept.fenced > 0, !kept.was_connected)?,
             };
+            kept.was_connected = true;
             match work(&mut session, &cluster, &identity) {
                 Ok(result) => {
                     kept.session = Some(session);

@@ -97,6 +97,18 @@ pub struct Chunk {
     pub bytes: usize,
 }
 
+/// Records that retention removed before they were read (only with `'on_data_loss' 'continue'`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    pub partition: i32,
+    /// The offset that was wanted.
+    pub from: i64,
+    /// The oldest that was there.
+    pub to: i64,
+    /// At most so many records: offsets may be sparse.
+    pub counted: u64,
+}
+
 /// What a source hands over for one micro-batch.
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
@@ -106,8 +118,15 @@ pub struct Cut {
     pub ranges: Ranges,
     /// Partitions whose `to` was the end of the log when the cut was made.
     pub at_end: BTreeSet<i32>,
-    /// Records that retention removed before they were read (only with `'on_data_loss' 'continue'`).
-    pub lost: u64,
+    /// Each is told in one cut.
+    pub losses: Vec<Loss>,
+}
+
+impl Cut {
+    /// Records lost, in all partitions.
+    pub fn lost(&self) -> u64 {
+        self.losses.iter().map(|loss| loss.counted).sum()
+    }
 }
 
 /// What [`Source::cut`] should take.

@@ -173,8 +173,8 @@ impl Pipeline {
         for (name, cut) in cuts {
             let watermark = &self.watermarks[name];
             let idle = watermark.idle(cut, planned_at);
-            let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: cut.lost };
-            anything |= !cut.chunks.is_empty() || cut.lost > 0 || cut.ranges.values().any(|r| r.from != r.to);
+            let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: cut.lost(), losses: cut.losses.clone() };
+            anything |= !cut.chunks.is_empty() || !cut.losses.is_empty() || cut.ranges.values().any(|r| r.from != r.to);
             anything |= watermark.would_move(&plan, planned_at);
             sources.insert(name.clone(), plan);
         }
@@ -298,7 +298,8 @@ impl Pipeline {
             let location = self.program.tables[&name].location.clone();
             let (ranges, watermark) = (planned.ranges.clone(), watermark.value());
             self.positions.insert(name.clone(), ends(&ranges));
-            let commit = SourceCommit { location, ranges, watermark, partitions, lost: planned.lost };
+            let (lost, losses) = (planned.lost, planned.losses.clone());
+            let commit = SourceCommit { location, ranges, watermark, partitions, lost, losses };
             accounts.insert(name.clone(), commit);
             let after = watermark;
             sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });

@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn plan(rows: &[(i32, i64)], idle: &[i32]) -> SourcePlan {
-        SourcePlan { ranges: ranges(rows), idle: idle.iter().copied().collect(), lost: 0 }
+        SourcePlan { ranges: ranges(rows), idle: idle.iter().copied().collect(), ..SourcePlan::default() }
     }
 
     fn cut(rows: &[(i32, i64)], at_end: &[i32]) -> Cut {
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(watermark.idle(&quiet, 59 * SECOND), [].into());
         let idle = watermark.idle(&quiet, 61 * SECOND);
         assert_eq!(idle, [0].into());
-        let quiet = SourcePlan { ranges: quiet.ranges, idle, lost: 0 };
+        let quiet = SourcePlan { ranges: quiet.ranges, idle, ..SourcePlan::default() };
         assert!(watermark.would_move(&quiet, 61 * SECOND));
         watermark.advance(&quiet, &BTreeMap::new(), 61 * SECOND);
         assert_eq!(watermark.value(), Some(195 * SECOND));
@@ -187,11 +187,10 @@ mod tests {
         let mut before = watermark();
         before.advance(&plan(&[(0, 1), (1, 0)], &[1]), &[(0, 100 * SECOND)].into(), 0);
         let commit = SourceCommit {
-            location: String::new(),
             ranges: ranges(&[(0, 1), (1, 0)]),
             watermark: before.value(),
             partitions: before.partitions(),
-            lost: 0,
+            ..SourceCommit::default()
         };
         let mut after = Watermark::new(before.spec.clone(), Some(&commit), 0);
         for watermark in [&mut before, &mut after] {

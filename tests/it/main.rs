@@ -19,4 +19,5 @@ mod cli;
 mod demo;
 mod kill;
 mod pipeline;
+mod retention;
 mod sink_contract;

@@ -192,7 +192,7 @@ impl Sim {
             }
         }
         let idle = step.idle.clone().unwrap_or_else(|| self.watermark.idle(&cut, step.planned_at));
-        let plan = SourcePlan { ranges: cut.ranges.clone(), idle, lost: 0 };
+        let plan = SourcePlan { ranges: cut.ranges.clone(), idle, ..SourcePlan::default() };
         let ahead_limit = self.watermark.ahead_limit(step.planned_at);
         let before = self.watermark.value();
         let highest = match &self.program.sources[0].watermark {
@@ -217,7 +217,7 @@ impl Sim {
 
         let partitions = watermark.partitions();
         let (location, ranges) = (String::new(), plan.ranges.clone());
-        self.commit = Some(SourceCommit { location, ranges, watermark: after, partitions, lost: 0 });
+        self.commit = Some(SourceCommit { location, ranges, watermark: after, partitions, ..SourceCommit::default() });
         self.deltas.push(self.image(&outcome.deltas));
         self.runner.apply(outcome.deltas.clone(), &[(SOURCE.to_string(), after)].into()).await?;
         self.watermark = watermark;

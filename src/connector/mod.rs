@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use serde::{Deserialize, Serialize};
@@ -203,6 +203,12 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// The same columns, each of which may be NULL: how rows are handed on, whatever a table declares.
+pub fn nullable(schema: &Schema) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
 /// The rows of one INSERT in one batch, in the order that numbers them.
 #[derive(Debug, Clone)]
 pub struct InsertRows {
@@ -298,8 +304,10 @@ pub trait Sink: Send + Sync {
         false
     }
 
-    /// Connects, fences writers of lower epochs, checks that tables and types fit. Returns the number of the newest
-    /// batch that is whole in this sink, where it keeps one.
+    /// Connects, fences writers of lower epochs, checks that tables and types fit. Returns the newest batch that is in
+    /// this sink, where it keeps a record: the newest *whole* one where every batch leaves a record
+    /// ([`Sink::records_every_batch`]), for none that is committed may be missing; else the newest of which a part is
+    /// in, for none may be newer than what the checkpoint has planned.
     ///
     /// # Errors
     /// A table is missing or does not fit (user); the server does not answer (external, retryable); a higher epoch

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use tokio::task::JoinHandle;
 use super::rows;
 use super::write::Backoff;
 use crate::checkpoint::{Blob, Checkpoint};
-use crate::connector::{self, TableDefinition};
+use crate::connector::{self, TableDefinition, nullable};
 use crate::sql::program::DimensionSpec;
 use crate::{Error, Result};
 
@@ -137,9 +136,4 @@ async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
     let rows = batches.into_iter().map(|b| RecordBatch::try_new(Arc::clone(&table.schema), b.columns().to_vec()));
     let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(Version { hash, rows, image: image.into() })
-}
-
-fn nullable(schema: &SchemaRef) -> SchemaRef {
-    let fields = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
-    Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>()))
 }

@@ -85,7 +85,7 @@ impl Sinks {
         Ok(Self { sinks, dead_letters, inserts })
     }
 
-    /// Name and newest whole batch of each, and whether it records every batch.
+    /// Name and newest batch of each (see [`Sink::open`]), whether it records every batch, and its tables.
     pub fn newest(&self) -> impl Iterator<Item = (&str, Option<u64>, bool, &BTreeSet<String>)> {
         self.sinks.iter().map(|s| (s.sink.name(), s.newest, s.sink.records_every_batch(), &s.tables))
     }

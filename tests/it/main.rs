@@ -20,4 +20,5 @@ mod demo;
 mod kill;
 mod pipeline;
 mod retention;
+mod secured;
 mod sink_contract;

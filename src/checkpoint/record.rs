@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connector::{InsertReport, Ranges};
+use crate::connector::{InsertReport, Loss, Ranges};
 
 /// Fixes everything that the result of batch `number` depends on, so that a restart replays exactly this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,11 @@ pub struct SourcePlan {
     pub location: String,
     pub ranges: Ranges,
     pub idle: BTreeSet<i32>,
+    /// Of all partitions together. Before there were `losses` this was all that was noted.
+    #[serde(default)]
     pub lost: u64,
+    #[serde(default)]
+    pub losses: Vec<Loss>,
 }
 
 /// Batch `number` exists from the moment this record does.
@@ -76,9 +80,12 @@ pub struct SourceCommit {
     /// Over all partitions: µs; `None` before the first.
     pub watermark: Option<i64>,
     pub partitions: BTreeMap<i32, PartitionCommit>,
-    /// Records that retention removed before this batch could read them (an upper bound: offsets may be sparse).
+    /// Records that retention removed before this batch could read them, of all partitions together.
     #[serde(default)]
     pub lost: u64,
+    /// The same, each by itself; their topic is `location`. Empty in commits of before, which have only the sum.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
 }
 
 /// Per partition: fetched = decoded + undecodable; decoded + undecodable = passed to SQL + refused by a query.
@@ -109,4 +116,28 @@ pub struct ViewAccount {
     pub late: u64,
     /// Pairs of (input row, window) of rows too far ahead of the clock to be believed.
     pub ahead: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_told_by_partition_and_older_records_can_be_read() {
+        let source = SourceCommit {
+            location: "events".into(),
+            lost: 3,
+            losses: vec![Loss { partition: 1, from: 20, to: 23, counted: 3 }],
+            ..SourceCommit::default()
+        };
+        let text = serde_json::to_string(&source).unwrap();
+        assert!(text.contains(r#""losses":[{"partition":1,"from":20,"to":23,"counted":3}]"#), "{text}");
+        assert_eq!(serde_json::from_str::<SourceCommit>(&text).unwrap(), source);
+
+        let older = r#"{"ranges":{"0":{"from":0,"to":9}},"watermark":null,"partitions":{},"lost":5}"#;
+        let older: SourceCommit = serde_json::from_str(older).unwrap();
+        assert_eq!((older.lost, older.losses), (5, vec![]));
+        let older: SourcePlan = serde_json::from_str(r#"{"ranges":{},"idle":[],"lost":5}"#).unwrap();
+        assert_eq!((older.lost, older.losses), (5, vec![]));
+    }
 }

@@ -37,7 +37,7 @@ use super::sql::output::Format;
 use crate::connector::kafka::generator::{Generated, GeneratorOptions, generate};
 use crate::connector::kafka::mock::MockBroker;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{BatchSummary, End, Options};
+use crate::pipeline::{End, Options, Progress};
 use crate::sql::Program;
 use crate::sql::substitute::Wanted;
 use crate::{Error, Result};
@@ -243,7 +243,8 @@ impl Counts {
     /// Counts; shows the sums on the bar, or else, now and then, in the log.
     fn observer(self: &Arc<Self>, bar: Option<ProgressBar>) -> Observer {
         let (counts, began, shown) = (Arc::clone(self), Instant::now(), AtomicU64::new(0));
-        Arc::new(move |batch: &BatchSummary| {
+        Arc::new(move |progress: Progress| {
+            let Progress::Committed(batch) = progress else { return };
             let add = |count: &AtomicU64, more: u64| count.fetch_add(more, Ordering::Relaxed) + more;
             let rows = add(&counts.rows, batch.rows);
             let dead_letters = add(&counts.dead_letters, batch.dead_letters);

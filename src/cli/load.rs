@@ -49,11 +49,7 @@ pub async fn on_large_stack<T: Send + 'static>(work: impl FnOnce(&Handle) -> T +
 async fn plan(queries: &Path, flags: &SettingFlags, environment: &Environment) -> Result<Program> {
     let lookup = |wanted: crate::sql::substitute::Wanted| environment.get(wanted);
     let files = Files::read(queries, &lookup)?;
-    let (statements, errors) = parse(&files);
-    let settings = settings::resolve(&flags.0, &lookup, &files, &statements);
-    match (Error::all(errors), settings) {
-        (None, Ok(settings)) => Program::plan(files, statements, settings).await,
-        (Some(error), Ok(_)) | (None, Err(error)) => Err(error),
-        (Some(one), Err(two)) => Err(Error::all(vec![one, two]).unwrap_or_else(|| Error::internal("no error"))),
-    }
+    let script = parse(&files);
+    let settings = settings::resolve(&flags.0, &lookup, &files, &script.statements);
+    Program::plan(files, script, settings).await
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use super::load::load;
 use crate::connector::database::migrate::migrate;
 use crate::format::time::write_timestamp;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{BatchSummary, End, Options, Pipeline, ResetState};
+use crate::pipeline::{End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
@@ -151,11 +151,18 @@ pub fn watch_signals(stop: CancellationToken) -> Result<()> {
 pub fn observer() -> Observer {
     let bar = std::io::stderr().is_terminal().then(|| {
         let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}{msg}") {
+            bar.set_style(style);
+        }
         bar.enable_steady_tick(Duration::from_millis(250));
         bar
     });
     let (total, began) = (AtomicU64::new(0), Instant::now());
-    Arc::new(move |batch: &BatchSummary| {
+    Arc::new(move |progress: Progress| {
+        let batch = match progress {
+            Progress::Committed(batch) => batch,
+            Progress::Away(away) => return bar.iter().for_each(|bar| bar.set_prefix(absence(away))),
+        };
         let total = total.fetch_add(batch.rows, Ordering::Relaxed) + batch.rows;
         let line = || {
             tracing::info!(
@@ -189,6 +196,11 @@ pub fn observer() -> Observer {
     })
 }
 
+/// What the status line begins with; empty while every source answers.
+fn absence(away: Option<(&str, Duration)>) -> String {
+    away.map_or_else(String::new, |(table, since)| format!("{table} does not answer for {} s  ", since.as_secs()))
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -197,4 +209,18 @@ fn instant(micros: i64) -> String {
     let mut text = Vec::new();
     write_timestamp(micros, 1_000_000, &mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_line_tells_who_does_not_answer() {
+        assert_eq!(
+            absence(Some(("kafka.events", Duration::from_millis(12_900)))),
+            "kafka.events does not answer for 12 s  "
+        );
+        assert_eq!(absence(None), "");
+    }
 }

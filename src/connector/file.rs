@@ -33,52 +33,98 @@ pub const JSON_OPTIONS: &[OptionDoc] = &[];
 /// A header is within so many bytes.
 const HEADER_BYTES: u64 = 64 * 1024;
 
+/// A table of files, its options read and checked.
+struct FileTable {
+    location: Location,
+    /// `None`: JSON.
+    csv: Option<Csv>,
+}
+
+#[derive(Clone, Copy)]
+struct Csv {
+    header: bool,
+    delimiter: u8,
+    quote: u8,
+    newlines_in_values: bool,
+}
+
+impl FileTable {
+    fn try_new(definition: &TableDefinition) -> Result<Self> {
+        let wrong = |what: String| Error::user(what).at(definition.place.clone());
+        let location = Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()))?;
+        if !definition.partition_columns.is_empty() {
+            return Err(wrong(format!("table {} cannot be partitioned: only Parquet tables can", definition.name)));
+        }
+        let (csv, options) = match definition.stored_as.as_str() {
+            "CSV" => {
+                let mut options = OptionReader::new(definition, CSV_OPTIONS);
+                let csv = Csv {
+                    header: options.word("header", &["true", "false"], "true")? == "true",
+                    delimiter: byte(&mut options, "delimiter", b',')?,
+                    quote: byte(&mut options, "quote", b'"')?,
+                    newlines_in_values: options.word("newlines_in_values", &["true", "false"], "false")? == "true",
+                };
+                (Some(csv), options)
+            }
+            "JSON" => (None, OptionReader::new(definition, JSON_OPTIONS)),
+            other => {
+                let error = format!("table {} is stored as {other}, which is no file format here", definition.name);
+                return Err(wrong(error));
+            }
+        };
+        options.finish()?;
+        Ok(Self { location, csv })
+    }
+
+    /// What the names of its files end in.
+    fn extension(&self) -> &'static str {
+        if self.csv.is_some() { ".csv" } else { ".json" }
+    }
+
+    fn format(&self, session: &dyn Session) -> Arc<dyn FileFormat> {
+        let Some(csv) = self.csv else { return Arc::new(JsonFormat::default()) };
+        let format = CsvFormat::default()
+            .with_options(session.default_table_options().csv)
+            .with_has_header(csv.header)
+            .with_delimiter(csv.delimiter)
+            .with_quote(csv.quote)
+            .with_newlines_in_values(csv.newlines_in_values);
+        Arc::new(format)
+    }
+
+    /// How the header is read; `None`: there is none.
+    fn header(&self) -> Option<Format> {
+        let csv = self.csv.filter(|csv| csv.header)?;
+        Some(Format::default().with_header(true).with_delimiter(csv.delimiter).with_quote(csv.quote))
+    }
+}
+
+/// Checks location and options; opens no file.
+///
+/// # Errors
+/// An option that is not known or not understood; a location that cannot be one.
+pub fn check(definition: &TableDefinition) -> Result<()> {
+    FileTable::try_new(definition).map(drop)
+}
+
 /// LOCATION is a file, or a folder of files that end in `.csv` or `.json`.
 ///
 /// # Errors
-/// There is no file; an option or a header is not as it should be.
+/// As [`check`]; there is no file; a header is not as it should be.
 pub async fn provider(definition: &Arc<TableDefinition>, session: &dyn Session) -> Result<BoundedTable> {
-    let wrong = |what: String| Error::user(what).at(definition.place.clone());
-    let location = Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()))?;
+    let table = FileTable::try_new(definition)?;
+    let (location, extension) = (&table.location, table.extension());
     if location.local.is_none() {
         session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
     }
-    if !definition.partition_columns.is_empty() {
-        return Err(wrong(format!("table {} cannot be partitioned: only Parquet tables can", definition.name)));
-    }
-    let own = if definition.stored_as == "CSV" { CSV_OPTIONS } else { JSON_OPTIONS };
-    let mut options = OptionReader::new(definition, own);
-    let (format, header, extension): (Arc<dyn FileFormat>, _, _) = match definition.stored_as.as_str() {
-        "CSV" => {
-            let header = options.word("header", &["true", "false"], "true")? == "true";
-            let delimiter = byte(&mut options, "delimiter", b',')?;
-            let quote = byte(&mut options, "quote", b'"')?;
-            let newlines = options.word("newlines_in_values", &["true", "false"], "false")? == "true";
-            let format = CsvFormat::default()
-                .with_options(session.default_table_options().csv)
-                .with_has_header(header)
-                .with_delimiter(delimiter)
-                .with_quote(quote)
-                .with_newlines_in_values(newlines);
-            let header =
-                header.then(|| Format::default().with_header(true).with_delimiter(delimiter).with_quote(quote));
-            (Arc::new(format), header, ".csv")
-        }
-        "JSON" => (Arc::new(JsonFormat::default()), None, ".json"),
-        other => {
-            return Err(wrong(format!("table {} is stored as {other}, which is no file format here", definition.name)));
-        }
-    };
-    options.finish()?;
-
-    let (files, folder) = list(definition, &location, extension).await?;
-    if let Some(header) = &header {
+    let (files, folder) = list(definition, location, extension).await?;
+    if let Some(header) = &table.header() {
         for file in &files {
-            check_header(definition, &location, file, header).await?;
+            check_header(definition, location, file, header).await?;
         }
     }
-    let url = listing_url(&location, folder)?;
-    let listing = ListingOptions::new(format).with_file_extension(if folder { extension } else { "" });
+    let url = listing_url(location, folder)?;
+    let listing = ListingOptions::new(table.format(session)).with_file_extension(if folder { extension } else { "" });
     let config = ListingTableConfig::new(url).with_listing_options(listing).with_schema(Arc::clone(&definition.schema));
     Ok(Arc::new(ListingTable::try_new(config)?))
 }

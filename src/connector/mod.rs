@@ -10,10 +10,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,18 @@ pub struct Chunk {
     pub bytes: usize,
 }
 
+/// Records that retention removed before they were read (only with `'on_data_loss' 'continue'`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    pub partition: i32,
+    /// The offset that was wanted.
+    pub from: i64,
+    /// The oldest that was there.
+    pub to: i64,
+    /// At most so many records: offsets may be sparse.
+    pub counted: u64,
+}
+
 /// What a source hands over for one micro-batch.
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
@@ -105,8 +118,15 @@ pub struct Cut {
     pub ranges: Ranges,
     /// Partitions whose `to` was the end of the log when the cut was made.
     pub at_end: BTreeSet<i32>,
-    /// Records that retention removed before they were read (only with `'on_data_loss' 'continue'`).
-    pub lost: u64,
+    /// Each is told in one cut.
+    pub losses: Vec<Loss>,
+}
+
+impl Cut {
+    /// Records lost, in all partitions.
+    pub fn lost(&self) -> u64 {
+        self.losses.iter().map(|loss| loss.counted).sum()
+    }
 }
 
 /// What [`Source::cut`] should take.
@@ -176,6 +196,17 @@ pub trait Source: Send + Sync {
 
     /// Records between the position of the last cut and the end of the log, as far as known.
     fn lag(&self) -> u64;
+
+    /// For how long the system has not answered; `None` while it does. Cuts are empty meanwhile.
+    fn away(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The same columns, each of which may be NULL: how rows are handed on, whatever a table declares.
+pub fn nullable(schema: &Schema) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// The rows of one INSERT in one batch, in the order that numbers them.
@@ -273,8 +304,10 @@ pub trait Sink: Send + Sync {
         false
     }
 
-    /// Connects, fences writers of lower epochs, checks that tables and types fit. Returns the number of the newest
-    /// batch that is whole in this sink, where it keeps one.
+    /// Connects, fences writers of lower epochs, checks that tables and types fit. Returns the newest batch that is in
+    /// this sink, where it keeps a record: the newest *whole* one where every batch leaves a record
+    /// ([`Sink::records_every_batch`]), for none that is committed may be missing; else the newest of which a part is
+    /// in, for none may be newer than what the checkpoint has planned.
     ///
     /// # Errors
     /// A table is missing or does not fit (user); the server does not answer (external, retryable); a higher epoch

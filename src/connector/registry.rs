@@ -21,7 +21,7 @@ pub fn check(table: &Arc<TableDefinition>) -> Result<()> {
         "KAFKA" => KafkaTable::try_new(Arc::clone(table)).map(drop),
         "DATABASE" => DatabaseTable::new(Arc::clone(table)).map(drop),
         "PARQUET" => ParquetSink::for_tables(std::slice::from_ref(table)).map(drop),
-        _ => Ok(()),
+        _ => file::check(table),
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use arrow::datatypes::{DataType, Field, Int64Type};
 
 use super::run::RefusedRow;
-use crate::connector::{InsertRows, Refusal, TableDefinition};
+use crate::connector::{InsertRows, Refusal, TableDefinition, nullable};
 use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
 
@@ -104,9 +104,7 @@ pub fn rows(letters: &[DeadLetter], batch: u64, table: &Arc<TableDefinition>) ->
         for field in table.schema.fields() {
             columns.push(cell(letter, field, batch)?);
         }
-        let fields = table.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
-        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        Ok(RecordBatch::try_new(schema, columns)?)
+        Ok(RecordBatch::try_new(nullable(&table.schema), columns)?)
     });
     let rows = rows.collect::<Result<Vec<_>>>()?;
     Ok(vec![concat_batches(&rows[0].schema(), &rows)?])

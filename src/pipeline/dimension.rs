@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
@@ -17,9 +16,9 @@ use futures::StreamExt;
 use tokio::task::JoinHandle;
 
 use super::rows;
-use super::write::{Backoff, OPEN_ATTEMPTS_MAX};
+use super::write::Backoff;
 use crate::checkpoint::{Blob, Checkpoint};
-use crate::connector::{self, TableDefinition};
+use crate::connector::{self, TableDefinition, nullable};
 use crate::sql::program::DimensionSpec;
 use crate::{Error, Result};
 
@@ -56,7 +55,7 @@ impl Dimension {
     /// # Errors
     /// The table cannot be read now: there is no last version to go on with.
     pub async fn open(spec: DimensionSpec) -> Result<Self> {
-        let mut backoff = Backoff::new(OPEN_ATTEMPTS_MAX);
+        let mut backoff = Backoff::at_start();
         let first = loop {
             match read(&spec.table).await {
                 Ok(version) => break version,
@@ -137,9 +136,4 @@ async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
     let rows = batches.into_iter().map(|b| RecordBatch::try_new(Arc::clone(&table.schema), b.columns().to_vec()));
     let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(Version { hash, rows, image: image.into() })
-}
-
-fn nullable(schema: &SchemaRef) -> SchemaRef {
-    let fields = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
-    Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>()))
 }

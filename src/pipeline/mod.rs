@@ -33,4 +33,4 @@ pub mod turn;
 
 pub use restore::ResetState;
 pub use start::Pipeline;
-pub use turn::{BatchSummary, End, Options};
+pub use turn::{BatchSummary, End, Options, Progress};

@@ -120,12 +120,8 @@ async fn plan_stored(stored: &Bytes, settings: &Settings, lookup: Lookup<'_>) ->
     let damaged = |e: serde_json::Error| Error::external("a stored program cannot be read").cause(e);
     let texts: Vec<(String, String)> = serde_json::from_slice(stored).map_err(damaged)?;
     let files = Files::from_stored(texts, lookup);
-    let (statements, errors) = crate::sql::parse(&files);
-    if let Some(error) = Error::all(errors) {
-        return Err(error);
-    }
-    let mut own = settings::resolve(&BTreeMap::new(), lookup, &files, &statements)?;
-    own.name.clone_from(&settings.name);
-    own.checkpoint.clone_from(&settings.checkpoint);
-    Program::plan(files, statements, own).await
+    let script = crate::sql::parse(&files);
+    let own = settings::resolve(&BTreeMap::new(), lookup, &files, &script.statements);
+    let (name, checkpoint) = (settings.name.clone(), settings.checkpoint.clone());
+    Program::plan(files, script, own.map(|own| Settings { name, checkpoint, ..own })).await
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{cast, max};
-use arrow::datatypes::{Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use super::refused::{Failure, Part, stopped};
 use super::rows;
 use crate::checkpoint::record::ViewAccount;
-use crate::connector::{Chunk, InsertRows};
+use crate::connector::{Chunk, InsertRows, nullable};
 use crate::sql::Program;
 use crate::sql::functions::{AHEAD_LIMIT, CURRENT_WATERMARK, PLANNED_AT, WATERMARK_BEFORE, timestamp_type};
 use crate::sql::windowed::Rows;
@@ -86,10 +86,6 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(program: Arc<Program>, stores: Vec<PaneStore>) -> Self {
-        let nullable = |schema: &SchemaRef| {
-            let fields = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
-            Arc::new(Schema::new(fields.collect::<Vec<_>>()))
-        };
         let schemas = program.inserts.iter().map(|insert| nullable(&insert.table.schema)).collect();
         let mut single = program.state();
         single.config_mut().options_mut().execution.target_partitions = 1;

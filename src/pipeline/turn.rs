@@ -57,8 +57,16 @@ pub struct BatchSummary {
     pub watermark: Option<i64>,
 }
 
-/// Called after every commit.
-pub type Observer = Arc<dyn Fn(&BatchSummary) + Send + Sync>;
+/// What a run tells of itself.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// After every cut: the source that has not answered for longest, and for how long; `None`: all do.
+    Away(Option<(&'a str, Duration)>),
+    /// After every commit.
+    Committed(&'a BatchSummary),
+}
+
+pub type Observer = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// A batch being written beside the next one.
 struct InFlight {
@@ -105,6 +113,8 @@ impl Pipeline {
             }
             let cuts = self.cut().await?;
             point!("turn::after_cut");
+            let away = self.sources.iter().filter_map(|(name, source)| Some((name.as_str(), source.away()?)));
+            observer(Progress::Away(away.max_by_key(|(_, since)| *since)));
             for (name, cut) in &cuts {
                 for (partition, end) in &ends[name] {
                     let to = cut.ranges.get(partition).map_or(0, |range| range.to);
@@ -166,8 +176,9 @@ impl Pipeline {
             let watermark = &self.watermarks[name];
             let idle = watermark.idle(cut, planned_at);
             let location = self.program.tables[name].location.clone();
-            let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, lost: cut.lost };
-            anything |= !cut.chunks.is_empty() || cut.lost > 0 || cut.ranges.values().any(|r| r.from != r.to);
+            let (lost, losses) = (cut.lost(), cut.losses.clone());
+            let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, lost, losses };
+            anything |= !cut.chunks.is_empty() || !cut.losses.is_empty() || cut.ranges.values().any(|r| r.from != r.to);
             anything |= watermark.would_move(&plan, planned_at);
             sources.insert(name.clone(), plan);
         }
@@ -299,7 +310,8 @@ impl Pipeline {
             let location = self.program.tables[&name].location.clone();
             let (ranges, watermark) = (planned.ranges.clone(), watermark.value());
             self.positions.insert(name.clone(), ends(&ranges));
-            let commit = SourceCommit { location, ranges, watermark, partitions, lost: planned.lost };
+            let (lost, losses) = (planned.lost, planned.losses.clone());
+            let commit = SourceCommit { location, ranges, watermark, partitions, lost, losses };
             accounts.insert(name.clone(), commit);
             let after = watermark;
             sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });
@@ -399,7 +411,7 @@ impl Pipeline {
             }
         }
         point!("turn::after_acknowledge");
-        observer(&summary);
+        observer(Progress::Committed(&summary));
         Ok(())
     }
 }

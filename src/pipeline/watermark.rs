@@ -187,11 +187,10 @@ mod tests {
         let mut before = watermark();
         before.advance(&plan(&[(0, 1), (1, 0)], &[1]), &[(0, 100 * SECOND)].into(), 0);
         let commit = SourceCommit {
-            location: String::new(),
             ranges: ranges(&[(0, 1), (1, 0)]),
             watermark: before.value(),
             partitions: before.partitions(),
-            lost: 0,
+            ..SourceCommit::default()
         };
         let mut after = Watermark::new(before.spec.clone(), Some(&commit), 0);
         for watermark in [&mut before, &mut after] {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 
@@ -22,8 +22,10 @@ use crate::{Error, Result};
 /// A sink that fails so often in a row, for about an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
 /// restart goes on with this batch.
 const ATTEMPTS_MAX: u32 = 240;
-/// At the start, whoever started it is watching: half a minute, then an error.
-pub const OPEN_ATTEMPTS_MAX: u32 = 8;
+/// At the start, whoever started it is watching: half a minute, then an error, whether the attempts are many short ones
+/// or a long one.
+const OPEN_ATTEMPTS_MAX: u32 = 8;
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
@@ -71,7 +73,7 @@ impl Sinks {
         inserts: usize,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
-            let mut backoff = Backoff::new(OPEN_ATTEMPTS_MAX);
+            let mut backoff = Backoff::at_start();
             let newest = loop {
                 match sink.open(identity).await {
                     Ok(newest) => break newest,
@@ -84,7 +86,7 @@ impl Sinks {
         Ok(Self { sinks, dead_letters, inserts })
     }
 
-    /// Name and newest whole batch of each, and whether it records every batch.
+    /// Name and newest batch of each (see [`Sink::open`]), whether it records every batch, and its tables.
     pub fn newest(&self) -> impl Iterator<Item = (&str, Option<u64>, bool, &BTreeSet<String>)> {
         self.sinks.iter().map(|s| (s.sink.name(), s.newest, s.sink.records_every_batch(), &s.tables))
     }
@@ -201,7 +203,7 @@ async fn write_one(
     request: WriteRequest,
     checkpoint: &Checkpoint,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut backoff = Backoff::new(ATTEMPTS_MAX);
+    let mut backoff = Backoff::new(ATTEMPTS_MAX, None);
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
@@ -226,12 +228,19 @@ async fn write_one(
 pub struct Backoff {
     attempt: u32,
     attempts_max: u32,
+    /// No attempt begins after this.
+    deadline: Option<Instant>,
     pause: Duration,
 }
 
 impl Backoff {
-    pub fn new(attempts_max: u32) -> Self {
-        Self { attempt: 1, attempts_max, pause: BACKOFF_FIRST }
+    fn new(attempts_max: u32, deadline: Option<Instant>) -> Self {
+        Self { attempt: 1, attempts_max, deadline, pause: BACKOFF_FIRST }
+    }
+
+    /// For what the start opens.
+    pub fn at_start() -> Self {
+        Self::new(OPEN_ATTEMPTS_MAX, Some(Instant::now() + OPEN_LIMIT))
     }
 
     /// Waits after an error that may pass.
@@ -239,7 +248,8 @@ impl Backoff {
     /// # Errors
     /// The error itself, if it will not pass or has come too often.
     pub async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
-        if !error.is_retryable() || self.attempt >= self.attempts_max {
+        let is_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if !error.is_retryable() || self.attempt >= self.attempts_max || is_late {
             return Err(error);
         }
         let (pause, line) = (self.pause, error.line());

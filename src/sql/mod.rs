@@ -11,7 +11,11 @@ pub mod substitute;
 
 pub mod statement;
 
+pub mod doubt;
+
 pub mod table;
+
+mod engine_options;
 
 pub mod types;
 
@@ -33,6 +37,8 @@ mod paned;
 
 pub mod lineage;
 
+mod bound;
+
 mod by_window;
 
 pub mod functions;
@@ -48,6 +54,6 @@ pub mod explain;
 pub use explain::{explain, nearest};
 pub use place::Place;
 pub use program::{Insert, Program};
-pub use statement::{Kind, Name, Statement, parse};
+pub use statement::{Kind, Name, Script, Statement, parse};
 pub use table::{UnresolvedTable, define};
 pub use text::Files;

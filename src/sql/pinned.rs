@@ -7,17 +7,16 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::Result;
+use datafusion::common::{Column, Result};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 
-use super::functions::CURRENT_WATERMARK;
-use super::window_tvf::interval;
+use super::bound::{Bound, WatermarkTest};
 
 /// What the rows are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,36 +42,17 @@ pub struct ClosedColumns {
 }
 
 impl ClosedColumns {
-    /// Whether the predicate says "this window is closed": `window_end <= current_watermark()`, either way round, or
-    /// `start + INTERVAL size <= current_watermark()` for a `date_bin`.
-    pub fn is_closed_test(&self, predicate: &Expr) -> bool {
-        use datafusion::logical_expr::Operator::{GtEq, LtEq};
-        let Expr::BinaryExpr(binary) = predicate else { return false };
-        let (end, watermark) = match binary.op {
-            LtEq => (&binary.left, &binary.right),
-            GtEq => (&binary.right, &binary.left),
-            _ => return false,
-        };
-        let Expr::Placeholder(placeholder) = uncast(watermark) else { return false };
-        placeholder.id == CURRENT_WATERMARK && self.is_end(uncast(end))
-    }
-
-    fn is_end(&self, expr: &Expr) -> bool {
-        match expr {
-            Expr::Column(column) => self.end.as_deref() == Some(column.name.as_str()),
-            Expr::BinaryExpr(sum) if sum.op == datafusion::logical_expr::Operator::Plus => {
-                matches!(uncast(&sum.left), Expr::Column(c) if c.name == self.start)
-                    && *uncast(&sum.right) == interval(self.size)
-            }
-            _ => false,
+    /// What a column says of the window; `None`: nothing.
+    pub fn bound(&self, column: &Column) -> Option<Bound> {
+        if column.name == self.start {
+            return Some(Bound::start(self.size));
         }
+        (self.end.as_ref() == Some(&column.name)).then(|| Bound::end(self.size))
     }
-}
 
-fn uncast(expr: &Expr) -> &Expr {
-    match expr {
-        Expr::Cast(cast) if matches!(cast.field.data_type(), DataType::Timestamp(..)) => uncast(&cast.expr),
-        other => other,
+    /// Whether the predicate says "this window is closed".
+    pub fn is_closed_test(&self, predicate: &Expr) -> bool {
+        WatermarkTest::of(predicate, &|column| self.bound(column)) == Some(WatermarkTest::Closed)
     }
 }
 

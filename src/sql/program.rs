@@ -14,18 +14,18 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::by_window::{by_window, odd_watermark_test};
+use super::by_window::{across_windows, odd_watermark_test};
+use super::doubt::Doubt;
 use super::functions::{BatchValues, CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
 use super::pinned::{PinnedKind, PinnedTable};
 use super::session::{create_schema, schema_of, session};
-use super::settings::{Settings, configure};
+use super::settings::{self, Settings, configure};
 use super::shared::Shared;
-use super::statement::{Kind, Name, Parsed, Statement};
+use super::statement::{Kind, Name, Parsed, Script, Statement};
 use super::windowed::{Rows, Windows};
-use super::{Files, Place, define, explain};
-use crate::connector::options::duration;
+use super::{Files, Place, define, engine_options, explain};
 use crate::connector::{self, TableDefinition};
 use crate::{Error, Result};
 
@@ -101,20 +101,26 @@ impl Program {
     /// Plans everything; connects to nothing.
     ///
     /// # Errors
-    /// All errors of all files, as one.
-    pub async fn plan(files: Files, statements: Vec<Statement>, settings: Settings) -> Result<Self> {
-        let config = configure(SessionConfig::new(), &files, &statements)?;
+    /// All errors of all files, as one: those of parsing and of the settings among them.
+    pub async fn plan(files: Files, script: Script, settings: Result<Settings>) -> Result<Self> {
+        let Script { statements, errors, doubt } = script;
+        let mut errors: Vec<_> = errors.into_iter().map(|(place, error)| (Some(place), error)).collect();
+        let settings = settings.or_else(|error| {
+            errors.push((None, error));
+            settings::defaults() // to judge the statements by; nothing is run with them
+        })?;
+        let config = configure(SessionConfig::new(), &files, &statements).unwrap_or_else(|error| {
+            errors.push((None, error));
+            SessionConfig::new()
+        });
         let context = session(config, &settings, BatchValues::Placeholders)?;
-        let mut planner = Planner::new(&files, &statements, context.clone());
+        let mut planner = Planner { errors, doubt, ..Planner::new(&files, &statements, context.clone()) };
         for statement in &statements {
             if let Err(error) = planner.statement(statement).await {
-                planner.errors.push(error);
+                planner.errors.push((Some(statement.place), error));
             }
         }
-        planner.finish();
-        if let Some(error) = Error::all(std::mem::take(&mut planner.errors)) {
-            return Err(error);
-        }
+        planner.finish()?;
         let Planner { tables, sources, dimensions, inserts, dead_letters, windows, warnings, off, .. } = planner;
         let mut hasher = blake3::Hasher::new();
         for (name, text) in files.stored() {
@@ -181,7 +187,9 @@ struct Planner<'a> {
     windows: Windows,
     warnings: Vec<String>,
     off: BTreeSet<String>,
-    errors: Vec<Error>,
+    /// Those of no statement first, then in the order of the files.
+    errors: Vec<(Option<Place>, Error)>,
+    doubt: Doubt,
 }
 
 impl<'a> Planner<'a> {
@@ -204,17 +212,34 @@ impl<'a> Planner<'a> {
             warnings: vec![],
             off: BTreeSet::new(),
             errors: vec![],
+            doubt: Doubt::default(),
         }
     }
 
     async fn statement(&mut self, statement: &Statement) -> Result<()> {
+        let place = &statement.place;
         match &statement.kind {
             Kind::Set { .. } => Ok(()), // read by settings
             Kind::CreateSchema { name, .. } => create_schema(&self.context, name),
-            Kind::CreateTable(table) => self.table(define(self.files, table)?, &table.name, &statement.place),
-            Kind::CreateView { name, statement: parsed } => self.view(name, parsed, &statement.place).await,
-            Kind::Insert { target, statement: parsed } => self.insert(target, parsed, &statement.place).await,
+            Kind::CreateTable(table) => {
+                let done = define(self.files, table).and_then(|definition| self.table(definition, &table.name, place));
+                done.inspect_err(|_| self.doubt.add(table.name.clone()))
+            }
+            Kind::CreateView { name, statement: parsed } if self.is_in_doubt(parsed) => {
+                self.doubt.add(name.clone());
+                Ok(())
+            }
+            Kind::CreateView { name, statement: parsed } => self.view(name, parsed, place).await,
+            Kind::Insert { statement: parsed, .. } if self.is_in_doubt(parsed) => Ok(()),
+            Kind::Insert { target, statement: parsed } => self.insert(target, parsed, place).await,
         }
+    }
+
+    /// Whether a query reads what a failed statement may have declared.
+    fn is_in_doubt(&self, parsed: &Parsed) -> bool {
+        let schema = |name: &Name| schema_of(&self.context, &name.schema).ok().flatten();
+        let is_known = |name: &Name| schema(name).is_some_and(|schema| schema.table_exist(&name.table));
+        self.doubt.covers_any_of(parsed, is_known)
     }
 
     fn error(&self, place: &Place, message: impl AsRef<str>) -> Error {
@@ -226,15 +251,18 @@ impl<'a> Planner<'a> {
         Error::all(errors).unwrap_or_else(|| Error::internal("a statement failed").cause(error))
     }
 
-    fn register(&self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
-        let Some(schema) = schema_of(&self.context, &name.schema)? else {
-            let error = self.error(place, format!("schema {} does not exist", name.schema));
-            return Err(error.hint(format!("put CREATE SCHEMA {}; before it", name.schema)));
-        };
-        if schema.table_exist(&name.table) {
-            return Err(self.error(place, format!("{name} is defined twice")));
+    fn register(&mut self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
+        if schema_of(&self.context, &name.schema)?.is_none() {
+            if !self.doubt.covers_schema(&name.schema) {
+                let error = self.error(place, format!("schema {} does not exist", name.schema));
+                self.errors.push((Some(*place), error.hint(format!("put CREATE SCHEMA {}; before it", name.schema))));
+            }
+            // Said once; what is in it is judged all the same.
+            create_schema(&self.context, &name.schema)?;
         }
-        schema.register_table(name.table.clone(), table)?;
+        if let Some(schema) = schema_of(&self.context, &name.schema)? {
+            schema.register_table(name.table.clone(), table)?;
+        }
         Ok(())
     }
 
@@ -252,11 +280,11 @@ impl<'a> Planner<'a> {
         if definition.location.is_empty() {
             self.off.insert(key.clone());
         } else if let Err(error) = connector::check(&definition) {
-            self.errors.push(error.snippet(self.files.snippet(place)));
+            self.errors.push((Some(*place), error.snippet(self.files.snippet(place))));
             // What an INSERT into it may do cannot be judged: no errors that only follow from this one.
             self.off.insert(key.clone());
         }
-        engine_options(&definition).map_err(|e| self.error(place, e))?;
+        engine_options::check(&definition).map_err(|e| self.error(place, e))?;
         if definition.options.get("role").is_some_and(|role| role == "dead_letters") {
             if let Some(other) = &self.dead_letters {
                 let error = format!("{} already has the role dead_letters; there can be one", other.name);
@@ -267,19 +295,14 @@ impl<'a> Planner<'a> {
             }
         }
         if definition.unbounded && !written {
-            let watermark = watermark_spec(&definition).map_err(|e| self.error(place, e))?;
+            let watermark = engine_options::watermark(&definition).map_err(|e| self.error(place, e))?;
             if let Some(watermark) = &watermark {
                 self.windows.add_clock(&key, definition.schema.field(watermark.column).name());
             }
             let (table, pinned) = (Arc::clone(&definition), Arc::clone(&pinned));
             self.sources.push(SourceSpec { table, pinned, watermark });
         } else if !written {
-            let refresh = match definition.options.get("refresh") {
-                None => None,
-                Some(text) => Some(duration(text).ok_or_else(|| {
-                    self.error(place, format!("option 'refresh' is {text:?}, not a duration such as '1 minute'"))
-                })?),
-            };
+            let refresh = engine_options::refresh(&definition).map_err(|e| self.error(place, e))?;
             let (table, pinned) = (Arc::clone(&definition), Arc::clone(&pinned));
             self.dimensions.push(DimensionSpec { table, pinned, refresh });
         }
@@ -289,6 +312,14 @@ impl<'a> Planner<'a> {
     }
 
     async fn view(&mut self, name: &Name, parsed: &Parsed, place: &Place) -> Result<()> {
+        let analyzed = self.analyzed(name, parsed, place).await;
+        let analyzed = analyzed.inspect_err(|_| self.doubt.add(name.clone()))?;
+        let kept = self.windows.view(&analyzed, &name.to_string(), &self.context.state());
+        kept.map_err(|e| self.explain(&e, place))
+    }
+
+    /// Types are checked now, so that an error shows in the view and not in each of its readers.
+    async fn analyzed(&mut self, name: &Name, parsed: &Parsed, place: &Place) -> Result<LogicalPlan> {
         let state = self.context.state();
         let plan = state.statement_to_plan(parsed.clone()).await.map_err(|e| self.explain(&e, place))?;
         let LogicalPlan::Ddl(DdlStatement::CreateView(view)) = plan else {
@@ -296,26 +327,28 @@ impl<'a> Planner<'a> {
         };
         let input = view.input.as_ref().clone();
         self.register(name, Arc::new(ViewTable::new(input.clone(), view.definition)), place)?;
-        // Types are checked now, so that an error shows in the view and not in each of its readers.
-        let options = state.config_options();
-        let analyzed = state.analyzer().execute_and_check(input, options, |_, _| {});
-        let analyzed = analyzed.map_err(|e| self.explain(&e, place))?;
-        self.windows.view(&analyzed, &name.to_string(), &state).map_err(|e| self.explain(&e, place))
+        let analyzed = state.analyzer().execute_and_check(input, state.config_options(), |_, _| {});
+        analyzed.map_err(|e| self.explain(&e, place))
     }
 
     async fn insert(&mut self, target: &Name, parsed: &Parsed, place: &Place) -> Result<()> {
-        let Some(table) = self.tables.get(&target.to_string()).cloned() else {
-            let error = self.error(place, format!("table {target} is not declared"));
-            let near = super::nearest(&target.to_string(), self.tables.keys().map(String::as_str));
-            return Err(match near {
-                Some(near) => error.hint(format!("did you mean {near}?")),
-                None => error.hint("CREATE EXTERNAL TABLE before you INSERT INTO it"),
-            });
-        };
         let state = self.context.state();
         let (query, columns) = insert::parts(parsed).map_err(|e| self.error(place, e))?;
-        let plan = state.statement_to_plan(query).await.map_err(|e| self.explain(&e, place))?;
-        let plan = insert::into_table(plan, &columns, &table).map_err(|problem| {
+        let plan = state.statement_to_plan(query).await.map_err(|e| self.explain(&e, place));
+        let Some(table) = self.tables.get(&target.to_string()).cloned() else {
+            if self.doubt.covers(target, false) {
+                return plan.map(drop);
+            }
+            let error = self.error(place, format!("table {target} is not declared"));
+            let near = super::nearest(&target.to_string(), self.tables.keys().map(String::as_str));
+            let error = match near {
+                Some(near) => error.hint(format!("did you mean {near}?")),
+                None => error.hint("CREATE EXTERNAL TABLE before you INSERT INTO it"),
+            };
+            self.errors.push((Some(*place), error));
+            return plan.map(drop);
+        };
+        let plan = insert::into_table(plan?, &columns, &table).map_err(|problem| {
             let error = self.error(place, problem.message);
             if problem.hint.is_empty() { error } else { error.hint(problem.hint) }
         })?;
@@ -400,12 +433,11 @@ impl<'a> Planner<'a> {
                  one micro-batch",
                 "aggregate over TUMBLE or HOP, so that it is kept from batch to batch",
             )
-        } else if !read.views.is_empty() && !row_wise && !by_window(plan) {
-            (
-                "an aggregate, DISTINCT, OVER, LIMIT or join over windowed views that is not by window sees only the \
-                 windows of one micro-batch",
-                "put window_start into its GROUP BY, PARTITION BY or ON",
-            )
+        } else if !read.views.is_empty()
+            && !row_wise
+            && let Some(across) = across_windows(plan)
+        {
+            across.explain()
         } else {
             return Ok(());
         };
@@ -438,14 +470,22 @@ impl<'a> Planner<'a> {
     }
 
     /// Only what some INSERT reads is opened.
-    fn finish(&mut self) {
-        if self.inserts.is_empty() && self.errors.is_empty() {
+    ///
+    /// # Errors
+    /// All that were found.
+    fn finish(&mut self) -> Result<()> {
+        self.errors.sort_by_key(|(place, _)| *place); // stable: as found, within a statement
+        if let Some(error) = Error::all(self.errors.drain(..).map(|(_, error)| error).collect()) {
+            return Err(error);
+        }
+        if !self.doubt.is_empty() {
+            return Err(Error::internal("a statement was left out, and no error says why"));
+        }
+        if self.inserts.is_empty() {
             let error = Error::user("the files have no INSERT INTO, so there is nothing to run");
-            self.errors.push(error.hint("INSERT INTO table SELECT … FROM source"));
+            return Err(error.hint("INSERT INTO table SELECT … FROM source"));
         }
-        if let Err(error) = self.windows.prune() {
-            self.errors.push(error.into());
-        }
+        self.windows.prune()?;
         let read: BTreeSet<String> = self.inserts.iter().flat_map(|insert| insert.sources.iter().cloned()).collect();
         self.sources.retain(|source| read.contains(&source.table.name));
         let mut used = BTreeSet::new();
@@ -456,57 +496,6 @@ impl<'a> Planner<'a> {
             }
         }
         self.dimensions.retain(|dimension| used.contains(&dimension.table.name));
+        Ok(())
     }
-}
-
-/// Options of the engine that mean nothing here, or not what they seem to.
-fn engine_options(table: &TableDefinition) -> std::result::Result<(), String> {
-    match table.options.get("role").map(String::as_str) {
-        None | Some("dead_letters" | "valid") => {}
-        Some(role) => return Err(format!("option 'role' is {role:?}, not one of dead_letters, valid")),
-    }
-    match table.options.get("delivery").map(String::as_str) {
-        None | Some("required") => {}
-        Some("outbox") => {
-            return Err("option 'delivery' 'outbox' comes with a later release; a sink is 'required'".into());
-        }
-        Some(other) => return Err(format!("option 'delivery' is {other:?}, not 'required'")),
-    }
-    let watermark = table.options.keys().find(|key| key.starts_with("watermark."));
-    match watermark {
-        Some(key) if !table.unbounded => Err(format!("option '{key}' is for UNBOUNDED tables")),
-        Some(key) if !table.options.contains_key("watermark.column") => {
-            Err(format!("option '{key}' means nothing without 'watermark.column'"))
-        }
-        _ if table.unbounded && table.options.contains_key("refresh") => {
-            Err("option 'refresh' is for bounded tables that are joined with".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn watermark_spec(table: &TableDefinition) -> std::result::Result<Option<WatermarkSpec>, String> {
-    let Some(name) = table.options.get("watermark.column") else { return Ok(None) };
-    let Ok(column) = table.schema.index_of(name) else {
-        return Err(format!("option 'watermark.column' names {name:?}, which is no column of {}", table.name));
-    };
-    if !matches!(table.schema.field(column).data_type(), arrow::datatypes::DataType::Timestamp(_, _)) {
-        let found = insert::sql_name(table.schema.field(column).data_type());
-        return Err(format!("watermark column {name} is {found}, not TIMESTAMP"));
-    }
-    let micros = |key: &str, default: Duration| {
-        let value = match table.options.get(key) {
-            None => default,
-            Some(text) => {
-                duration(text).ok_or_else(|| format!("option '{key}' is {text:?}, not a duration like '30 seconds'"))?
-            }
-        };
-        i64::try_from(value.as_micros()).map_err(|_| format!("option '{key}' is too long"))
-    };
-    Ok(Some(WatermarkSpec {
-        column,
-        delay: micros("watermark.delay", Duration::ZERO)?,
-        idle: micros("watermark.idle", Duration::from_secs(60))?,
-        max_ahead: micros("watermark.max_ahead", Duration::from_secs(3_600))?,
-    }))
 }

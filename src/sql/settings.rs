@@ -202,6 +202,11 @@ pub fn resolve(
     Error::all(reader.errors).map_or(Ok(settings), Err)
 }
 
+/// What they are where nobody has set anything.
+pub fn defaults() -> Result<Settings> {
+    resolve(&BTreeMap::new(), &|_| Ok(None), &Files::default(), &[])
+}
+
 /// Passes every `SET datafusion.*` on to the session's configuration.
 ///
 /// # Errors

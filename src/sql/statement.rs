@@ -17,6 +17,7 @@ use sqlparser::dialect::GenericDialect;
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::doubt::Doubt;
 use super::explain::{explain, lower};
 use super::place::{Cursor, Place};
 use super::table::UnresolvedTable;
@@ -120,22 +121,45 @@ fn refuse<T>(message: impl Into<String>, hint: impl Into<String>) -> Result<T, R
     Err(Refused { message: message.into(), hint: hint.into() })
 }
 
-/// All statements of all files in order, and all errors, those of the references among them.
-pub fn parse(files: &Files) -> (Vec<Statement>, Vec<Error>) {
-    let mut errors = files.errors();
-    let mut statements = vec![];
+/// What the files say, as far as it can be read.
+#[derive(Debug, Default)]
+pub struct Script {
+    /// In order; of two that make the same name, the first.
+    pub statements: Vec<Statement>,
+    /// Those of the references among them, in order.
+    pub errors: Vec<(Place, Error)>,
+    /// What the statements that failed may have declared.
+    pub doubt: Doubt,
+}
+
+impl Script {
+    pub fn into_parts(self) -> (Vec<Statement>, Vec<Error>) {
+        (self.statements, self.errors.into_iter().map(|(_, error)| error).collect())
+    }
+}
+
+/// Reads all statements of all files.
+pub fn parse(files: &Files) -> Script {
+    let mut script = Script { errors: files.errors(), ..Script::default() };
     for (i, file) in files.iter().enumerate() {
-        for piece in pieces(files, i, file, &mut errors) {
+        for piece in pieces(files, i, file, &mut script) {
             let place = files.place(piece.file, piece.range.clone());
+            if file.broken.iter().any(|at| piece.range.contains(at)) {
+                script.doubt.add_declared(&piece.tokens); // a reference in it failed: said already
+                continue;
+            }
             match statement(files, &piece, place) {
-                Ok(statement) => statements.push(statement),
-                Err(found) => errors.extend(found.into_iter().map(|error| (place, error))),
+                Ok(statement) => script.statements.push(statement),
+                Err(found) => {
+                    script.doubt.add_declared(&piece.tokens);
+                    script.errors.extend(found.into_iter().map(|error| (place, error)));
+                }
             }
         }
     }
-    errors.append(&mut defined_twice(files, &statements));
-    errors.sort_by_key(|(place, _)| *place);
-    (statements, errors.into_iter().map(|(_, error)| error).collect())
+    refuse_second_definitions(files, &mut script);
+    script.errors.sort_by_key(|(place, _)| *place);
+    script
 }
 
 /// One statement's tokens.
@@ -148,15 +172,17 @@ struct Piece {
     tokens: Vec<TokenWithSpan>,
 }
 
-fn pieces(files: &Files, index: usize, file: &File, errors: &mut Vec<(Place, Error)>) -> Vec<Piece> {
+fn pieces(files: &Files, index: usize, file: &File, script: &mut Script) -> Vec<Piece> {
     if file.broken.first() == Some(&0) && file.text == file.source {
+        script.doubt.add_anything();
         return vec![]; // its tokens were no tokens even before substitution: said already
     }
     let mut tokens = vec![];
     if let Err(error) = Tokenizer::new(&GenericDialect {}, &file.text).tokenize_with_location_into_buf(&mut tokens) {
         let at = Cursor::new(&file.text).advance(error.location.line, error.location.column);
         let place = files.place(index, at..at + 1);
-        errors.push((place, files.error_at(&place, lower(&error.message))));
+        script.errors.push((place, files.error_at(&place, lower(&error.message))));
+        script.doubt.add_anything();
         return vec![];
     }
     let mut cursor = Cursor::new(&file.text);
@@ -185,7 +211,6 @@ fn pieces(files: &Files, index: usize, file: &File, errors: &mut Vec<(Place, Err
         }
     }
     pieces.extend(open);
-    pieces.retain(|piece| !file.broken.iter().any(|at| piece.range.contains(at)));
     pieces
 }
 
@@ -416,28 +441,31 @@ fn refused<T>(statement: &ast::Statement) -> Result<T, Refused> {
     }
 }
 
-fn defined_twice(files: &Files, statements: &[Statement]) -> Vec<(Place, Error)> {
+/// A name is made once. Which of two definitions its readers mean is not known.
+fn refuse_second_definitions(files: &Files, script: &mut Script) {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
-    let mut errors = vec![];
-    for statement in statements {
+    let Script { statements, errors, doubt } = script;
+    statements.retain(|statement| {
         let what = match &statement.kind {
             Kind::CreateTable(table) => format!("table or view {}", table.name),
             Kind::CreateView { name, .. } => format!("table or view {name}"),
             Kind::CreateSchema { name, if_not_exists: false } => format!("schema {name}"),
             Kind::Set { key, .. } => format!("setting {key}"),
-            Kind::CreateSchema { .. } | Kind::Insert { .. } => continue,
+            Kind::CreateSchema { .. } | Kind::Insert { .. } => return true,
         };
-        match seen.get(&what) {
-            Some(first) => {
-                let error = files.error_at(&statement.place, format!("{what} is defined twice"));
-                errors.push((statement.place, error.hint(format!("the first one is at {}", files.label(first)))));
-            }
-            None => {
-                seen.insert(what, statement.place);
-            }
+        let Some(first) = seen.get(&what) else {
+            seen.insert(what, statement.place);
+            return true;
+        };
+        let error = files.error_at(&statement.place, format!("{what} is defined twice"));
+        errors.push((statement.place, error.hint(format!("the first one is at {}", files.label(first)))));
+        match &statement.kind {
+            Kind::CreateTable(table) => doubt.add(table.name.clone()),
+            Kind::CreateView { name, .. } => doubt.add(name.clone()),
+            Kind::CreateSchema { .. } | Kind::Insert { .. } | Kind::Set { .. } => {}
         }
-    }
-    errors
+        false
+    });
 }
 
 #[cfg(test)]

@@ -62,33 +62,88 @@ fn check_tells_what_the_shipped_files_do() {
     assert_eq!(report["name"], "user-activity");
 }
 
+/// Settings, references, syntax, names and types, in one go and in the order of the files; nothing that only follows from
+/// another mistake.
 #[test]
 fn check_tells_all_errors_at_once() {
     let folder = project(&[
         (
             "00_tables.sql",
-            "SET poundlock.triger = '1 second';\nCREATE SCHEMA db;\n\
+            "SET poundlock.triger = '1 second';\nSET datafusion.execution.batch_sze = 1;\nCREATE SCHEMA db;\n\
             CREATE EXTERNAL TABLE db.out (id BIGINT, PRIMARY KEY (id)) STORED AS DATABASE LOCATION '${NOWHERE_SET}';\n\
             CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, name VARCHAR) STORED AS KAFKA LOCATION 'events'\n\
             OPTIONS ('brokers' 'localhost:9092');\n\
-            CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n",
+            CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n\
+            CREATE EXTERNAL TABLE typo (id BIGNT) STORED AS PARQUET LOCATION 'typo';\n\
+            CREATE EXTERNAL TABLE lake.copy (id BIGINT) STORED AS PARQUET LOCATION 'lake';\n",
         ),
-        ("10_copy.sql", "INSERT INTO copy SELECT nme FROM events;\nINSERT INTO copy SELEKT 1;\n"),
+        (
+            "10_views.sql",
+            "CREATE VIEW broken AS SELECT id FROM events WHRE id > 0;\n\
+            CREATE VIEW over_broken AS SELECT id FROM broken;\n\
+            CREATE VIEW misspelled AS SELECT nme FROM events;\n",
+        ),
+        (
+            "20_inserts.sql",
+            "INSERT INTO copy SELEKT 1;\n\
+            INSERT INTO copy SELECT name FROM events;\n\
+            INSERT INTO copy SELECT id FROM over_broken;\n\
+            INSERT INTO copy SELECT nme FROM misspelled;\n\
+            INSERT INTO db.out SELECT id FROM events;\n\
+            INSERT INTO db.out SELECT ident FROM events;\n\
+            INSERT INTO typo SELECT id FROM events;\n\
+            INSERT INTO lake.copy SELECT name FROM events;\n\
+            INSERT INTO cpoy SELECT id FROM evnts;\n",
+        ),
     ]);
     let (output, out, err) = run(folder.path(), &["check"]);
     assert_eq!((output.status.code(), out.as_str()), (Some(1), ""));
-    insta::assert_snapshot!("syntax_errors", err);
+    insta::assert_snapshot!(err);
+    // `run` tells the same, as what it could not do.
+    let (output, out, of_run) = run(folder.path(), &["run"]);
+    assert_eq!((output.status.code(), out.as_str(), of_run), (Some(2), "", err));
+}
 
-    // The second round: names and types.
-    let sql = "CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, name VARCHAR) STORED AS KAFKA LOCATION 'events'\n\
-        OPTIONS ('brokers' 'localhost:9092');\n\
-        CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy';\n\
-        INSERT INTO copy SELECT nme FROM events;\nINSERT INTO copy SELECT name FROM events;\n\
-        INSERT INTO cpoy SELECT id FROM events;\n";
-    let folder = project(&[("all.sql", sql)]);
+/// What a file that is no SQL declares is anybody's guess: of the others only what does not depend on it is told.
+#[test]
+fn check_does_not_guess_what_an_unreadable_file_declares() {
+    let folder = project(&[
+        ("00_tables.sql", "CREATE EXTERNAL TABLE copy (id BIGINT) STORED AS PARQUET LOCATION 'copy;\n"),
+        (
+            "10_copy.sql",
+            "CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT) STORED AS KAFKA LOCATION 'events'\n\
+            OPTIONS ('brokers' 'localhost:9092');\n\
+            INSERT INTO copy SELECT id FROM events;\nINSERT INTO copy SELECT nme FROM events;\n\
+            INSERT INTO copy SELECT id FROM elsewhere;\n",
+        ),
+    ]);
     let (output, _, err) = run(folder.path(), &["check"]);
     assert_eq!(output.status.code(), Some(1));
-    insta::assert_snapshot!("planning_errors", err);
+    insta::assert_snapshot!(err);
+}
+
+/// Of every connector, whether the table is used or not.
+#[test]
+fn check_knows_the_options_of_every_kind_of_table() {
+    let tables: String = [
+        ("KAFKA", "'brokers' 'b:9092', 'foramt' 'json'"),
+        ("DATABASE", "'on_confict' 'update'"),
+        ("PARQUET", "'compresion' 'zstd'"),
+        ("CSV", "'heder' 'true'"),
+        ("CSV", "'delimiter' 'tab'"),
+        ("JSON", "'header' 'true'"),
+    ]
+    .iter()
+    .enumerate()
+    .map(|(n, (kind, options))| {
+        let location = if *kind == "DATABASE" { "sqlite:x" } else { "x" };
+        format!("CREATE EXTERNAL TABLE t{n} (id BIGINT) STORED AS {kind} LOCATION '{location}' OPTIONS ({options});\n")
+    })
+    .collect();
+    let folder = project(&[("00_tables.sql", &tables)]);
+    let (output, out, err) = run(folder.path(), &["check"]);
+    assert_eq!((output.status.code(), out.as_str()), (Some(1), ""));
+    insta::assert_snapshot!(err);
 }
 
 #[test]

@@ -14,9 +14,12 @@ mod harness;
 mod judge;
 mod reference;
 
+mod brokers;
 mod cli;
 mod demo;
 mod kill;
 mod pipeline;
 mod recovery;
+mod retention;
+mod secured;
 mod sink_contract;

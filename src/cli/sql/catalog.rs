@@ -66,7 +66,7 @@ impl Catalog {
     pub async fn open(queries: &Path, flags: &SettingFlags, environment: &Environment) -> Result<Self> {
         let lookup = |wanted: Wanted| environment.get(wanted);
         let files = Files::read(queries, &lookup)?;
-        let (statements, mut left_out) = parse(&files);
+        let (statements, mut left_out) = parse(&files).into_parts();
         let settings = resolve(&flags.0, &lookup, &files, &statements)?;
         let config = configure(SessionConfig::new(), &files, &statements)?;
         let pipeline = Arc::new(Pipeline::new(&settings));

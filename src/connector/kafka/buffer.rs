@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::rows::{Held, Record, RowBuilder, RowLayout};
-use crate::connector::{Cut, OffsetRange, Ranges};
+use crate::connector::{Cut, Loss, OffsetRange, Ranges};
 use crate::{Error, Result};
 
 pub struct Partition {
@@ -53,7 +53,7 @@ pub struct Buffer {
     /// Ranges that an exact cut waits for.
     pub target: Option<Ranges>,
     /// Not yet told in a cut.
-    pub lost: u64,
+    losses: Vec<Loss>,
     /// The partition that the last cut took from last, so that small cuts take turns.
     turn: i32,
     failure: Option<Error>,
@@ -70,7 +70,7 @@ impl Buffer {
             chunk_memory: 0,
             limit,
             target: None,
-            lost: 0,
+            losses: vec![],
             turn: i32::MIN,
             failure: None,
             failed: false,
@@ -120,7 +120,8 @@ impl Buffer {
     /// The records before `low` are gone: goes on there. The caller has decided that this is allowed.
     pub fn skip_lost(&mut self, partition: i32, low: i64) {
         if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.next < low) {
-            self.lost += (low - state.next) as u64;
+            let (from, counted) = (state.next, (low - state.next) as u64);
+            self.losses.push(Loss { partition, from, to: low, counted });
             state.next = low;
             state.reached = state.reached.max(low);
             state.resetting = true;
@@ -181,7 +182,7 @@ impl Buffer {
                 break;
             }
         }
-        let mut cut = Cut { lost: std::mem::take(&mut self.lost), ..Cut::default() };
+        let mut cut = Cut { losses: std::mem::take(&mut self.losses), ..Cut::default() };
         for (partition, state) in &mut self.partitions {
             let chunks = taken.remove(partition).unwrap_or_default();
             let to = chunks.last().map_or(state.start, |held| held.last_offset() + 1);
@@ -240,7 +241,7 @@ impl Buffer {
         if !ranges.iter().all(|(partition, range)| self.has_reached(*partition, range.to)) {
             return Ok(None);
         }
-        let mut cut = Cut { lost: std::mem::take(&mut self.lost), ..Cut::default() };
+        let mut cut = Cut { losses: std::mem::take(&mut self.losses), ..Cut::default() };
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         for partition in partitions {
             let to = ranges.get(&partition).map(|range| range.to);

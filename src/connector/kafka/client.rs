@@ -13,6 +13,7 @@ use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 use rdkafka::util::Timeout;
 
+use super::brokers::{Change, Presence, is_any_up, is_connection};
 use super::options::KafkaTable;
 use crate::connector::OffsetRange;
 use crate::{Error, Result};
@@ -28,23 +29,29 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets one line through per interval and counts the rest.
-#[derive(Default)]
+/// librdkafka's own lines: of all clients together, since a pipeline has many.
+static LINES: LogRate = LogRate::new();
+
+/// Lets one line of a kind through per interval and counts the rest.
 pub struct LogRate(Mutex<BTreeMap<String, (Option<Instant>, u64)>>);
 
 impl LogRate {
+    pub const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
     /// How many were held back since the last one, if this one may be logged.
-    pub fn admit(&self, what: &str) -> Option<u64> {
+    pub fn admit(&self, what: &str, now: Instant) -> Option<u64> {
         let mut seen = lock(&self.0);
         if seen.len() > 64 {
             seen.clear(); // Error codes: there are never so many, but the map has a limit.
         }
         let (last, held_back) = seen.entry(what.to_string()).or_default();
-        if last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+        if last.is_some_and(|last| now.saturating_duration_since(last) < LOG_EVERY) {
             *held_back += 1;
             return None;
         }
-        *last = Some(Instant::now());
+        *last = Some(now);
         Some(std::mem::take(held_back))
     }
 }
@@ -53,19 +60,33 @@ impl LogRate {
 #[derive(Default)]
 pub struct Context {
     topic: String,
-    rate: LogRate,
+    brokers: String,
+    /// Consumer: by librdkafka's statistics.
+    presence: Presence,
     /// Consumer: the end of each partition, from librdkafka's statistics.
     ends: Mutex<BTreeMap<i32, i64>>,
     /// Producer: the first message of the current transaction that was not delivered.
     failure: Mutex<Option<KafkaError>>,
     has_failed: AtomicBool,
-    /// The last error's own words: the error's code alone says little.
-    reason: Mutex<String>,
+    /// The last error that says more than that no broker is there; its code alone says little.
+    trouble: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    /// A connection was lost since the last statistics, which tell whether others are there.
+    lost: AtomicBool,
 }
 
 impl Context {
-    pub fn new(topic: &str) -> Self {
-        Self { topic: topic.to_string(), ..Self::default() }
+    pub fn new(topic: &str, brokers: &str) -> Self {
+        Self { topic: topic.to_string(), brokers: brokers.to_string(), ..Self::default() }
+    }
+
+    /// A broker has: from now on it is missed.
+    pub fn answered(&self) {
+        self.presence.observe(true, Instant::now());
+    }
+
+    /// How long no broker has been connected.
+    pub fn away(&self) -> Option<Duration> {
+        self.presence.away(Instant::now())
     }
 
     /// Ends by partition, as far as known.
@@ -82,8 +103,30 @@ impl Context {
         self.has_failed.load(Ordering::Relaxed)
     }
 
+    /// What librdkafka has complained of last, in its own words.
+    pub fn trouble(&self) -> Option<(RDKafkaErrorCode, String)> {
+        lock(&self.trouble).clone()
+    }
+
     pub fn reason(&self) -> String {
-        lock(&self.reason).clone()
+        self.trouble().map(|(_, reason)| reason).unwrap_or_default()
+    }
+
+    fn tell(&self, change: Change) {
+        let (topic, brokers, cause) = (&self.topic, &self.brokers, self.reason());
+        match change {
+            Change::Away(_) => tracing::warn!(
+                topic,
+                brokers,
+                "the Kafka brokers are away, batches go on without their records: {cause}"
+            ),
+            Change::StillAway(since) => {
+                tracing::warn!(topic, brokers, "the Kafka brokers are still away, for {} s: {cause}", since.as_secs());
+            }
+            Change::Back(since) => {
+                tracing::info!(topic, brokers, "the Kafka brokers are back after {} s", since.as_secs());
+            }
+        }
     }
 }
 
@@ -98,7 +141,7 @@ impl ClientContext for Context {
                 tracing::debug!(target: "librdkafka", "{facility} {message}");
             }
             _ => {
-                if let Some(held_back) = self.rate.admit(facility) {
+                if let Some(held_back) = LINES.admit(facility, Instant::now()) {
                     tracing::warn!(target: "librdkafka", held_back, "{facility} {message}");
                 }
             }
@@ -106,6 +149,17 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        let is_up = is_any_up(&statistics);
+        if let Some(change) = self.presence.observe(is_up, Instant::now()) {
+            self.tell(change);
+        }
+        // One broker of several: the others go on.
+        if self.lost.swap(false, Ordering::Relaxed)
+            && is_up
+            && let Some(held_back) = LINES.admit("connection", Instant::now())
+        {
+            tracing::warn!(topic = self.topic, held_back, "a connection to Kafka was lost: {}", self.reason());
+        }
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut ends = lock(&self.ends);
         for (partition, state) in topic.partitions.iter().filter(|(partition, _)| **partition >= 0) {
@@ -118,12 +172,19 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+        let Some(code) = error.rdkafka_error_code().filter(|code| *code != RDKafkaErrorCode::PartitionEOF) else {
             return;
+        };
+        // librdkafka adds in parentheses how often and in what state; the first part says what happened.
+        let reason = reason.split(" (after ").next().unwrap_or(reason);
+        if code != RDKafkaErrorCode::AllBrokersDown {
+            *lock(&self.trouble) = Some((code, reason.to_string()));
         }
-        reason.clone_into(&mut lock(&self.reason));
-        let code = error.rdkafka_error_code().map(|code| format!("{code:?}")).unwrap_or_default();
-        if let Some(held_back) = self.rate.admit(&code) {
+        if is_connection(code) || !self.presence.is_up() {
+            // Who waits for the brokers tells it: a start, a write, or the statistics.
+            self.lost.store(true, Ordering::Relaxed);
+            tracing::debug!(target: "librdkafka", topic = self.topic, "{code:?}: {reason}");
+        } else if let Some(held_back) = LINES.admit(&format!("{code:?}"), Instant::now()) {
             tracing::warn!(topic = self.topic, held_back, "Kafka: {reason}");
         }
     }

@@ -16,6 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio_util::sync::CancellationToken;
 
+use super::brokers::{Asked, wait};
 use super::client::{Context, OPEN_LIMIT, broker_error, left, topic_missing};
 use super::source::{blocking, default};
 use crate::{Error, Result};
@@ -277,7 +278,7 @@ pub async fn generate(options: GeneratorOptions, brokers: &str, stop: Cancellati
     default(&mut config, "queue.buffering.max.kbytes", "65536");
     default(&mut config, "partitioner", "murmur2_random");
     if let Some(partitions) = options.create_partitions {
-        create_topic(&config, &options.topic, partitions).await?;
+        create_topic(&config, brokers, &options.topic, partitions).await?;
     }
     let brokers = brokers.to_string();
     blocking(move || run(&options, &brokers, &config, &stop)).await
@@ -292,9 +293,10 @@ fn client_error(error: &KafkaError) -> Error {
     }
 }
 
-async fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Result<()> {
+async fn create_topic(config: &ClientConfig, brokers: &str, topic: &str, partitions: i32) -> Result<()> {
     let failed = |error: &KafkaError| broker_error(format!("could not create topic {topic:?}"), error);
-    let admin: AdminClient<_> = config.create().map_err(|error| client_error(&error))?;
+    let context = Context::new(topic, brokers);
+    let admin: AdminClient<Context> = config.create_with_context(context).map_err(|error| client_error(&error))?;
     // -1: the brokers' default replication.
     let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let options = AdminOptions::new().operation_timeout(Some(OPEN_LIMIT)).request_timeout(Some(OPEN_LIMIT));
@@ -313,8 +315,15 @@ fn run(
     config: &ClientConfig,
     stop: &CancellationToken,
 ) -> Result<Generated> {
-    let context = Context::new(&options.topic);
+    let context = Context::new(&options.topic, brokers);
     let producer: BaseProducer<Context> = config.create_with_context(context).map_err(|error| client_error(&error))?;
+    let asked = Asked {
+        context: producer.context(),
+        brokers,
+        ask: &|limit| producer.client().fetch_metadata(Some(&options.topic), limit).map(drop),
+        serve: &|limit| producer.poll(limit),
+    };
+    wait(&asked, Instant::now() + OPEN_LIMIT, true)?;
     let partitions = partitions(&producer, &options.topic, brokers)?;
     let mut generator = Generator::new(options);
     let mut payload = Vec::with_capacity(512);

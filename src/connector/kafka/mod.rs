@@ -13,6 +13,8 @@ pub mod options;
 
 mod client;
 
+mod brokers;
+
 pub mod source;
 
 mod buffer;

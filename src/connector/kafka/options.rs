@@ -13,6 +13,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 
+use super::client::Context;
 use crate::connector::{OptionDoc, OptionReader, StartingOffsets, TableDefinition};
 use crate::{Error, Result};
 
@@ -251,6 +252,11 @@ impl KafkaTable {
         }
         config.set("bootstrap.servers", &self.brokers);
         config
+    }
+
+    /// The callbacks of a client of this table.
+    pub(super) fn context(&self) -> Context {
+        Context::new(&self.topic, &self.brokers)
     }
 
     /// An error of making a client, without the value of any property.

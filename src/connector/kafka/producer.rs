@@ -29,6 +29,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::brokers::wait_with;
 use super::client::{Context, OPEN_LIMIT, broker_error, left, partitions_of};
 use super::options::KafkaTable;
 use super::source::default;
@@ -101,21 +102,22 @@ pub struct Session {
 
 impl Session {
     /// Connects, checks the topics, fences older producers, reads the markers. `again`: our last producer was fenced, and
-    /// our marker must still be there.
-    pub fn connect(cluster: &Cluster, identity: &Identity, again: bool) -> Result<Self> {
+    /// our marker must still be there. `aloud`: the first time; later whoever writes tells that brokers are away.
+    pub fn connect(cluster: &Cluster, identity: &Identity, again: bool, aloud: bool) -> Result<Self> {
         let deadline = Instant::now() + OPEN_LIMIT;
         let (table, config) = cluster.config()?;
-        let consumer = |group: Option<&str>, isolation: &str| -> Result<BaseConsumer> {
+        let consumer = |group: Option<&str>, isolation: &str| -> Result<BaseConsumer<Context>> {
             let mut config = config.clone();
             config.set("isolation.level", isolation).set("enable.auto.commit", "false");
             if let Some(group) = group {
                 config.set("group.id", group);
             }
-            config.create().map_err(|error| table.config_error(&error))
+            config.create_with_context(table.context()).map_err(|error| table.config_error(&error))
         };
         let rows_group = format!("{}.sink", identity.name);
         // Offsets of a transaction that is being committed are waited for, not passed over.
         let questions = consumer(cluster.transactional.then_some(rows_group.as_str()), "read_committed")?;
+        wait_with(&questions, &table.brokers, &table.topic, deadline, aloud)?;
         let mut missing = vec![];
         for table in cluster.tables.values() {
             match partitions_of(&questions, table, deadline) {
@@ -128,11 +130,11 @@ impl Session {
         }
         let limits = match is_in_process(&questions, deadline) {
             true => default_limits(cluster),
-            false => message_limits(cluster, &config),
+            false => message_limits(cluster, table, &config),
         };
         let producer_config = producer_config(cluster, config.clone(), identity, &limits);
         let producer: BaseProducer<Context> =
-            producer_config.create_with_context(Context::new("")).map_err(|error| table.config_error(&error))?;
+            producer_config.create_with_context(table.context()).map_err(|error| table.config_error(&error))?;
         let limits = limits.into_iter().map(|(topic, bytes)| {
             let own = producer_config.get("message.max.bytes").and_then(|value| value.parse().ok());
             (topic, bytes.min(own.unwrap_or(bytes)).saturating_sub(MESSAGE_OVERHEAD))
@@ -157,15 +159,15 @@ impl Session {
 
     fn fence(
         &mut self,
-        rows: &BaseConsumer,
-        passing_over: impl Fn() -> Result<BaseConsumer>,
-        dead_letters: &BaseConsumer,
+        rows: &BaseConsumer<Context>,
+        passing_over: impl Fn() -> Result<BaseConsumer<Context>>,
+        dead_letters: &BaseConsumer<Context>,
         again: bool,
         deadline: Instant,
     ) -> Result<()> {
         let failed = |error: &KafkaError| transaction_error("could not begin to write transactions", error);
         let unread = |error: KafkaError| broker_error("could not read the marker of the last batch", &error);
-        let group = |consumer: &BaseConsumer| {
+        let group = |consumer: &BaseConsumer<Context>| {
             consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
         };
         // Before anything is fenced: we may be the older one.
@@ -367,7 +369,7 @@ fn transaction_error(message: &str, error: &KafkaError) -> Error {
 }
 
 /// The newest marker of ours in this group, at whatever topic it was left.
-fn read_marker(consumer: &BaseConsumer, identity: &Identity, deadline: Instant) -> KafkaResult<Marker> {
+fn read_marker(consumer: &BaseConsumer<Context>, identity: &Identity, deadline: Instant) -> KafkaResult<Marker> {
     let metadata = consumer.fetch_metadata(None, left(deadline))?;
     let mut asked = TopicPartitionList::new();
     for topic in metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
@@ -401,7 +403,7 @@ fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
 }
 
 /// librdkafka's own broker never answers what its topics take: each start would wait in vain.
-fn is_in_process(questions: &BaseConsumer, deadline: Instant) -> bool {
+fn is_in_process(questions: &BaseConsumer<Context>, deadline: Instant) -> bool {
     questions.client().fetch_cluster_id(left(deadline)).is_some_and(|id| id.starts_with("mockCluster"))
 }
 
@@ -410,11 +412,11 @@ fn default_limits(cluster: &Cluster) -> BTreeMap<String, usize> {
 }
 
 /// What each topic takes. Where its configuration cannot be read: the brokers' default.
-fn message_limits(cluster: &Cluster, config: &ClientConfig) -> BTreeMap<String, usize> {
+fn message_limits(cluster: &Cluster, table: &KafkaTable, config: &ClientConfig) -> BTreeMap<String, usize> {
     let topics = cluster.topics();
     let mut limits = default_limits(cluster);
     let ask = || {
-        let admin: AdminClient<_> = config.create()?;
+        let admin: AdminClient<Context> = config.create_with_context(table.context())?;
         let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(5)));
         let asked: Vec<ResourceSpecifier> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         block_on(admin.describe_configs(&asked, &options))

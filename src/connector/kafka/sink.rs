@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use arrow::array::{Array, BinaryArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{can_cast_types, cast};
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
@@ -27,6 +27,7 @@ use super::producer::{Cluster, Messages, Session};
 use super::source::blocking;
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
+    nullable,
 };
 use crate::format::json_encode::{EncodedRows, encode_rows};
 use crate::{Error, Result};
@@ -55,6 +56,7 @@ struct Kept {
     session: Option<Session>,
     /// How often a producer of ours was fenced.
     fenced: u32,
+    was_connected: bool,
 }
 
 impl KafkaSink {
@@ -114,8 +116,9 @@ impl KafkaSink {
             let mut kept = lock(&kept);
             let mut session = match kept.session.take() {
                 Some(session) => session,
-                None => Session::connect(&cluster, &identity, kept.fenced > 0)?,
+                None => Session::connect(&cluster, &identity, kept.fenced > 0, !kept.was_connected)?,
             };
+            kept.was_connected = true;
             match work(&mut session, &cluster, &identity) {
                 Ok(result) => {
                     kept.session = Some(session);
@@ -319,8 +322,7 @@ fn without_bulk(batch: &RecordBatch, row: usize) -> Result<EncodedRows> {
             false => column.slice(row, 1),
         }
     });
-    let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-    let short = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())?;
+    let short = RecordBatch::try_new(nullable(&schema), columns.collect())?;
     encode_rows(&short, &(0..short.num_columns()).collect::<Vec<_>>())
 }
 

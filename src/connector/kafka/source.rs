@@ -22,6 +22,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
+use super::brokers::wait_with;
 use super::buffer::Buffer;
 use super::client::{Context, OPEN_LIMIT, broker_error, left, lock, partitions_of, watermarks};
 use super::options::KafkaTable;
@@ -72,8 +73,10 @@ impl SourceTable for KafkaSourceTable {
         blocking(move || {
             let mut config = table.client_config();
             default(&mut config, "isolation.level", "read_committed");
-            let consumer: BaseConsumer = config.create().map_err(|error| table.config_error(&error))?;
+            let consumer: BaseConsumer<Context> =
+                config.create_with_context(table.context()).map_err(|error| table.config_error(&error))?;
             let deadline = Instant::now() + OPEN_LIMIT;
+            wait_with(&consumer, &table.brokers, &table.topic, deadline, true)?;
             let partitions = partitions_of(&consumer, &table, deadline)?;
             partitions.into_iter().map(|p| Ok((p, watermarks(&consumer, &table, p, deadline)?))).collect()
         })
@@ -267,6 +270,10 @@ impl Source for KafkaSource {
         let ends = self.consumer.as_ref().map(|consumer| consumer.context().ends().clone()).unwrap_or_default();
         self.shared.with_buffer(|buffer| buffer.lag(&ends))
     }
+
+    fn away(&self) -> Option<Duration> {
+        self.consumer.as_ref()?.context().away()
+    }
 }
 
 impl KafkaSource {
@@ -317,8 +324,9 @@ fn consumer_config(table: &KafkaTable, name: &str) -> ClientConfig {
 fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes: usize) -> Result<KafkaSource> {
     let deadline = Instant::now() + OPEN_LIMIT;
     let consumer: BaseConsumer<Context> = consumer_config(table, name)
-        .create_with_context(Context::new(&table.topic))
+        .create_with_context(table.context())
         .map_err(|error| table.config_error(&error))?;
+    wait_with(&consumer, &table.brokers, &table.topic, deadline, true)?;
     let partitions = partitions_of(&consumer, table, deadline)?;
     if let Some(gone) = from.keys().find(|partition| !partitions.contains(partition)) {
         return Err(Error::external(format!(

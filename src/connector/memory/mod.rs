@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 
-use super::{Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, Wave, WriteReport, WriteRequest};
+use super::{
+    Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
+};
 use crate::{Error, Result};
 
 /// Where a write fails.
@@ -65,7 +67,7 @@ impl Memory {
     }
 
     pub fn sink(&self) -> MemorySink {
-        MemorySink { name: "memory".into(), system: self.clone(), epoch: None }
+        MemorySink { name: "memory".into(), system: self.clone(), epoch: None, tables: vec![], dead_letters: false }
     }
 
     /// The next write fails there, once, with a retryable error.
@@ -110,12 +112,26 @@ pub struct MemorySink {
     name: String,
     system: Memory,
     epoch: Option<u64>,
+    /// None: it takes what it is given.
+    tables: Vec<String>,
+    /// One of them is for dead letters: then a batch without that wave is not whole.
+    dead_letters: bool,
 }
 
 impl MemorySink {
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.name = name.to_string();
+        self
+    }
+
+    /// For these tables.
+    #[must_use]
+    pub fn of(mut self, tables: &[Arc<TableDefinition>]) -> Self {
+        self.tables = tables.iter().map(|table| table.name.clone()).collect();
+        let is_for_dead_letters =
+            |table: &Arc<TableDefinition>| table.options.get("role").is_some_and(|role| role == "dead_letters");
+        self.dead_letters = tables.iter().any(is_for_dead_letters);
         self
     }
 
@@ -136,7 +152,7 @@ impl Sink for MemorySink {
     }
 
     fn tables(&self) -> Vec<String> {
-        vec![] // it takes what it is given
+        self.tables.clone()
     }
 
     fn records_every_batch(&self) -> bool {
@@ -154,7 +170,10 @@ impl Sink for MemorySink {
         }
         state.epoch = identity.epoch;
         self.epoch = Some(identity.epoch);
-        Ok(state.records.keys().filter(|(_, wave)| *wave == Wave::Rows).map(|(batch, _)| *batch).max())
+        let is_there = |batch: u64, wave| state.records.contains_key(&(batch, wave));
+        let is_whole =
+            |batch: &u64| is_there(*batch, Wave::Rows) && (!self.dead_letters || is_there(*batch, Wave::DeadLetters));
+        Ok(state.records.keys().map(|(batch, _)| *batch).filter(is_whole).max())
     }
 
     async fn holds(&mut self, batch: u64) -> Result<bool> {

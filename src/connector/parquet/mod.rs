@@ -23,7 +23,7 @@ use arrow::array::{RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::basic::{Compression, ZstdLevel};
 
-use super::{OptionDoc, OptionReader, TableDefinition, redact};
+use super::{OptionDoc, OptionReader, TableDefinition, nullable, redact};
 use crate::checkpoint::Location;
 use crate::{Error, Result};
 
@@ -113,10 +113,9 @@ impl Table {
 
     /// By writing a row of NULLs: that a type has a place in a Parquet schema does not mean that it can be written.
     fn check_types(&self) -> parquet::errors::Result<()> {
-        let fields =
-            self.file_schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
-        let columns = fields.iter().map(|field| new_null_array(field.data_type(), 1)).collect();
-        let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        let schema = nullable(&self.file_schema());
+        let columns = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+        let row = RecordBatch::try_new(schema, columns)?;
         sink::encode(self, &row)?;
         Ok(())
     }

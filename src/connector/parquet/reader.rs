@@ -34,7 +34,7 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 use uuid::Uuid;
 
 use super::{Table, layout};
-use crate::connector::{BoundedTable, TableDefinition};
+use crate::connector::{BoundedTable, TableDefinition, nullable};
 use crate::{Error, Result};
 
 /// Footers read at a time.
@@ -193,8 +193,7 @@ impl ParquetTable {
             let values = self.files.iter().map(|file| file.partition_values[column].clone());
             ScalarValue::iter_to_array(values)
         });
-        let nullable = fields.iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
-        let schema = Arc::new(Schema::new(nullable));
+        let schema = nullable(&Schema::new(fields));
         let values = RecordBatch::try_new(Arc::clone(&schema), columns.collect::<DfResult<_>>()?)?;
         let passes = state.create_physical_expr(filter, &DFSchema::try_from(schema)?)?;
         let passes = passes.evaluate(&values)?.into_array(self.files.len())?;

@@ -18,7 +18,7 @@ async fn planned(sources: &[(&str, &str)]) -> String {
     let files = Files::from_stored(sources, &|_| Ok(Some("${secret} value".into())));
     let context = context();
     context.sql("CREATE TABLE events (window_start TIMESTAMP, user_id BIGINT, name VARCHAR)").await.unwrap();
-    let (statements, mut errors) = parse(&files);
+    let (statements, mut errors) = parse(&files).into_parts();
     for statement in statements {
         let (Kind::CreateView { statement: parsed, .. } | Kind::Insert { statement: parsed, .. }) = statement.kind
         else {

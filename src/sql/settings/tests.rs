@@ -3,7 +3,7 @@ use crate::sql::statement::parse;
 
 fn resolve_with(source: &str, flags: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Settings> {
     let files = Files::from_stored(vec![("a.sql".into(), source.into())], &|_| Ok(None));
-    let (statements, errors) = parse(&files);
+    let (statements, errors) = parse(&files).into_parts();
     assert!(errors.is_empty(), "{errors:?}");
     let flags = flags.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
     let environment = |wanted: Wanted| {
@@ -84,7 +84,7 @@ fn values_that_do_not_fit_are_all_reported_with_their_origin() {
 fn datafusion_keys_go_to_the_session() {
     let of = |source: &str| {
         let files = Files::from_stored(vec![("a.sql".into(), source.into())], &|_| Ok(None));
-        configure(SessionConfig::new(), &files, &parse(&files).0).map(|config| config.batch_size())
+        configure(SessionConfig::new(), &files, &parse(&files).statements).map(|config| config.batch_size())
     };
     assert_eq!(of("SET datafusion.execution.batch_size = 1000").unwrap(), 1000);
     assert!(

@@ -6,14 +6,14 @@ fn files(sources: &[(&str, &str)]) -> Files {
 }
 
 fn parsed(source: &str) -> Vec<Statement> {
-    let (statements, errors) = parse(&files(&[("a.sql", source)]));
+    let (statements, errors) = parse(&files(&[("a.sql", source)])).into_parts();
     assert!(errors.is_empty(), "{errors:?}");
     statements
 }
 
 /// All errors, as shown.
 fn errors(source: &str) -> String {
-    let (_, errors) = parse(&files(&[("a.sql", source)]));
+    let (_, errors) = parse(&files(&[("a.sql", source)])).into_parts();
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
 }
 
@@ -108,7 +108,7 @@ fn all_errors_of_all_files_are_reported_at_once() {
         ("b.sql", "SET a.b = '${NONE}';\nSELECT 'open"),
         ("c.sql", "SET a.b = '${NONE}';\nINSERT INTO t\n  SELECT a b c FROM v;"),
     ]);
-    let (statements, errors) = parse(&files);
+    let (statements, errors) = parse(&files).into_parts();
     assert_eq!(statements.len(), 1);
     let shown = Error::all(errors).map(|e| e.to_string()).unwrap_or_default();
     insta::assert_snapshot!(shown, @r"

@@ -3,7 +3,7 @@ use crate::sql::statement::{Kind, parse};
 
 fn define_first(source: &str) -> Result<TableDefinition> {
     let files = Files::from_stored(vec![("a.sql".into(), source.into())], &|_| Ok(None));
-    let (statements, errors) = parse(&files);
+    let (statements, errors) = parse(&files).into_parts();
     if let Some(error) = Error::all(errors) {
         return Err(error);
     }

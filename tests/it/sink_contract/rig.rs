@@ -42,7 +42,7 @@ impl Tables {
     }
 }
 
-/// What a sink's `open` returns.
+/// What a sink's `open` returns: the contract gives it a choice, by what it records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Newest {
     /// The last batch all of whose waves are in.

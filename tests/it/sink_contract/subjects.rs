@@ -97,8 +97,7 @@ pub struct Memory<const TRANSACTIONS: bool> {
 
 impl<const TRANSACTIONS: bool> Subject for Memory<TRANSACTIONS> {
     const FENCES: bool = true;
-    // It does not know which tables are for dead letters.
-    const NEWEST: Newest = Newest::Begun;
+    const NEWEST: Newest = Newest::Whole;
 
     fn fresh() -> Self {
         let system = if TRANSACTIONS { memory::Memory::new() } else { memory::Memory::without_transactions() };
@@ -118,7 +117,7 @@ impl<const TRANSACTIONS: bool> Subject for Memory<TRANSACTIONS> {
     }
 
     fn sink(&self) -> Box<dyn Sink> {
-        Box::new(self.system.sink())
+        Box::new(self.system.sink().of(&self.tables.all()))
     }
 
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {

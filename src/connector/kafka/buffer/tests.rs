@@ -98,8 +98,9 @@ fn lost_records_are_counted_once_and_the_ranges_stay_seamless() {
     buffer.partitions.get_mut(&0).unwrap().resetting = false;
     push(&mut buffer, 0, 50..60);
     let cut = buffer.take_available(100, 100_000).unwrap();
-    assert_eq!((cut.lost, cut.ranges[&0], cut.chunks[0].offsets.len()), (45, range(0, 60), 15));
-    assert_eq!(buffer.take_available(1, 1).unwrap().lost, 0);
+    assert_eq!(cut.losses, [Loss { partition: 0, from: 5, to: 50, counted: 45 }]);
+    assert_eq!((cut.ranges[&0], cut.chunks[0].offsets.len()), (range(0, 60), 15));
+    assert_eq!(buffer.take_available(1, 1).unwrap().losses, []);
 }
 
 #[test]

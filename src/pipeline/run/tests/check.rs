@@ -306,10 +306,73 @@ async fn sql_over_windowed_views_is_by_window() {
     }
 }
 
+/// The window before, or one of another size, need not be shown in the batch that shows this one.
+#[tokio::test]
+async fn a_join_of_windows_keeps_to_one_window() {
+    let hour = "CREATE VIEW h AS SELECT window_start, window_end, k, count(*) AS n
+FROM TUMBLE(kafka.events, ts, INTERVAL '1 hour') GROUP BY window_start, window_end, k;\n";
+    let join =
+        |on: &str| format!("SELECT w.window_start, w.window_end, w.k, x.n FROM w JOIN w AS x ON {on} AND w.k < x.k");
+    let of_hour =
+        |on: &str| format!("SELECT w.window_start, w.window_end, w.k, h.n FROM w JOIN h ON {on} AND w.k = h.k");
+    for (query, by_window) in [
+        (join("w.window_end = x.window_end"), true),
+        (join("w.window_start + INTERVAL '5 seconds' = x.window_end"), true),
+        (join("w.window_end = x.window_start"), false),
+        (join("w.window_start = x.window_start - INTERVAL '5 seconds'"), false),
+        (of_hour("w.window_start = h.window_start"), false),
+        (of_hour("w.window_end = h.window_end"), false),
+    ] {
+        let sql = format!("{TUMBLING}{hour}INSERT INTO db.counts {query};");
+        if by_window {
+            let program = plan(&tables(), &sql).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+            assert!(program.warnings.is_empty(), "{query}: {:?}", program.warnings);
+            continue;
+        }
+        refuses(&sql, 5, &["a join of each window with another one", "overwrite rows by key", "the same bound"]).await;
+        // Rows that are only added are no longer right than the batch that added them: a warning.
+        let closed =
+            format!("{TUMBLING}{hour}INSERT INTO kafka.alerts {query} AND w.window_end <= current_watermark();");
+        let program = plan(&tables(), &closed).await;
+        match program {
+            Ok(program) => {
+                assert_eq!(program.warnings.len(), 1, "{query}: {:?}", program.warnings);
+                assert!(program.warnings[0].contains("a join of each window with another one"));
+            }
+            Err(error) => assert!(error.to_string().contains("only takes rows once"), "{query}: {error}"),
+        }
+    }
+    // Rows of windows of two sizes are not of one window because they begin together.
+    let mixed = |by: &str| {
+        let query = format!(
+            "SELECT window_start, max(window_end), k, sum(n) FROM (SELECT * FROM w UNION ALL SELECT * FROM h) GROUP BY {by}, k"
+        );
+        format!("{TUMBLING}{hour}INSERT INTO db.counts {query};")
+    };
+    refuses(&mixed("window_start"), 5, &["not by window"]).await;
+    plan(&tables(), &mixed("window_start, window_end")).await.unwrap();
+}
+
+/// A mistake is told once, whoever reads what it spoils.
+#[tokio::test]
+async fn what_follows_from_an_error_is_no_error() {
+    let insert = "INSERT INTO kafka.lines SELECT k, n FROM b;";
+    for (failed, says) in [
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.events WHRE id > 0;\n", "found id"),
+        ("CREATE VIEW a AS SELECT k, idd AS n FROM kafka.events;\n", "'idd' not found"),
+        ("CREATE VIEW a AS SELECT k + 1 AS k, id AS n FROM kafka.clicks;\n", "'id' not found"),
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.evnts;\n", "evnts' not found"),
+        ("CREATE VIEW a AS SELECT k, id AS n FROM kafka.events, CREATE VIEW b AS SELECT k, n FROM a;\n", "CREATE"),
+    ] {
+        refuses(&format!("{failed}CREATE VIEW b AS SELECT k, n, x FROM a;\n{insert}"), 1, &[says]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_condition_on_the_watermark_that_no_window_may_ever_meet() {
     for (condition, warnings) in [
         ("window_end < current_watermark()", 1),
+        ("window_start <= current_watermark()", 1),
         ("window_end + INTERVAL '1 minute' <= current_watermark()", 1),
         ("window_end > current_watermark()", 0),
         ("window_end <= current_watermark()", 0),

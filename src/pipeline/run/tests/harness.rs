@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use bytes::Bytes;
 
+use crate::Result;
 use crate::checkpoint::record::{SourceCommit, SourcePlan};
 use crate::connector::{Chunk, Cut, OffsetRange};
 use crate::pipeline::run::{Batch, Outcome, Runner, SourceBatch, maxima};
@@ -18,7 +19,6 @@ use crate::sql::substitute::Wanted;
 use crate::sql::{Files, Program, parse};
 use crate::state::image::{self, ImageWriter};
 use crate::state::{Delta, PaneStore};
-use crate::{Error, Result};
 
 pub const SECOND: i64 = 1_000_000;
 /// 2026-01-01 00:00:00: where event time begins in these tests.
@@ -56,18 +56,8 @@ fn nothing(_: Wanted) -> std::result::Result<Option<String>, String> {
     Ok(None)
 }
 
-fn statements(files: &Files) -> Result<(Vec<crate::sql::Statement>, Settings)> {
-    let (statements, errors) = parse(files);
-    if let Some(error) = Error::all(errors) {
-        return Err(error);
-    }
-    let settings = settings::resolve(&BTreeMap::new(), &nothing, files, &statements)?;
-    Ok((statements, settings))
-}
-
 pub fn default_settings() -> Settings {
-    let files = Files::from_stored(vec![("a.sql".into(), "SELECT 1".into())], &nothing);
-    settings::resolve(&BTreeMap::new(), &nothing, &files, &[]).unwrap()
+    settings::defaults().unwrap()
 }
 
 /// Plans `tables.sql` ([`EVENTS`] and more) and `queries.sql`.
@@ -75,8 +65,9 @@ pub async fn plan(tables: &str, queries: &str) -> Result<Program> {
     let texts =
         vec![("tables.sql".to_string(), format!("{EVENTS}{tables}")), ("queries.sql".to_string(), queries.to_string())];
     let files = Files::from_stored(texts, &nothing);
-    let (statements, settings) = statements(&files)?;
-    Program::plan(files, statements, settings).await
+    let script = parse(&files);
+    let settings = settings::resolve(&BTreeMap::new(), &nothing, &files, &script.statements);
+    Program::plan(files, script, settings).await
 }
 
 #[derive(Debug, Clone, Default)]
@@ -226,7 +217,7 @@ impl Sim {
 
         let partitions = watermark.partitions();
         let (location, ranges) = (String::new(), plan.ranges.clone());
-        self.commit = Some(SourceCommit { location, ranges, watermark: after, partitions, lost: 0 });
+        self.commit = Some(SourceCommit { location, ranges, watermark: after, partitions, ..SourceCommit::default() });
         self.deltas.push(self.image(&outcome.deltas));
         self.runner.apply(outcome.deltas.clone(), &[(SOURCE.to_string(), after)].into()).await?;
         self.watermark = watermark;

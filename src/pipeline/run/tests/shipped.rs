@@ -18,10 +18,9 @@ fn lookup(wanted: Wanted) -> Result<Option<String>, String> {
 async fn each_insert_sees_the_rows_it_needs() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("queries");
     let files = Files::read(&folder, &lookup).unwrap();
-    let (statements, errors) = parse(&files);
-    assert!(errors.is_empty(), "{errors:?}");
-    let settings = settings::resolve(&BTreeMap::new(), &lookup, &files, &statements).unwrap();
-    let program = Program::plan(files, statements, settings).await.unwrap_or_else(|error| panic!("{error}"));
+    let script = parse(&files);
+    let settings = settings::resolve(&BTreeMap::new(), &lookup, &files, &script.statements);
+    let program = Program::plan(files, script, settings).await.unwrap_or_else(|error| panic!("{error}"));
     assert!(program.warnings.is_empty(), "{:?}", program.warnings);
     let seen: Vec<(&str, Vec<Rows>)> = program
         .inserts

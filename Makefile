@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/poundlock/target
 VENV := $(HOME)/.cache/poundlock/venv
 export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint bench bench-peers bench-binary prerequisites services clean
+.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-binary prerequisites services clean
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
@@ -39,6 +39,13 @@ bench: bench-binary
 
 bench-peers: bench-binary
 	@benches/run peers
+
+# What a thousand times more keys, partitions, bytes, … cost; SQL over the lake beside DuckDB.
+bench-growth: bench-binary
+	@benches/run growth
+
+bench-adhoc: bench-binary
+	@benches/run adhoc
 
 # POUNDLOCK names another binary to be measured.
 bench-binary: prerequisites

@@ -56,8 +56,8 @@ def main(which):
     return 1 if failures else 0
 
 
-def prepare():
-    """The topic with its events, and what is known of them."""
+def prepare(with_topic=True):
+    """The servers, and the topic with its events and what is known of them."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", Path.home() / ".cache/poundlock/target"))
     poundlock = os.environ.get("POUNDLOCK") or str(target / "release" / "poundlock")
     if not shutil.which(poundlock):
@@ -66,9 +66,10 @@ def prepare():
     work = target / "bench"
     work.mkdir(parents=True, exist_ok=True)
     servers = Servers(poundlock)
-    topic = topic_of(servers, events)
     return Bench(
-        servers, poundlock, work, topic, expected(events, work / f"expected-{events}.json"),
+        servers, poundlock, work,
+        topic=topic_of(servers, events) if with_topic else None,
+        expected=expected(events, work / f"expected-{events}.json") if with_topic else None,
         arguments=os.environ.get("BENCH_ARGS", "").split(),
         seconds=int(os.environ.get("BENCH_SECONDS", "60")),
         rate=int(os.environ.get("BENCH_RATE", "5000")),

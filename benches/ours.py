@@ -26,7 +26,7 @@ def throughput(keep=(), tumble=False, floor=None):
 
     def case(bench):
         with bench.trial("run") as trial:
-            queries = project.build(trial.folder / "queries", keep, tumble, PROJECTS / floor if floor else None)
+            queries = project.build(trial.folder / "queries", keep, tumble, [PROJECTS / floor] if floor else ())
             run = start(bench, trial, queries, bench.topic, "--until-caught-up", "--close-windows")
             figures = run.finish()
             figures.update(batches(run, bench.expected["events"]))

@@ -15,9 +15,9 @@ ALL = (
 )
 
 
-def build(folder, keep=ALL, tumble=False, more=None):
+def build(folder, keep=ALL, tumble=False, more=()):
     """Writes a project into `folder`: the INSERTs into the tables `keep`, the 1-minute windows sliding or (`tumble`) not,
-    and the files of the folder `more`."""
+    and the files of the folders `more`."""
     folder.mkdir(parents=True)
     found, slides = set(), 0
 
@@ -31,6 +31,7 @@ def build(folder, keep=ALL, tumble=False, more=None):
         (folder / file.name).write_text(text.replace(HOP, TUMBLE) if tumble else text)
     if found != set(ALL) or slides != 1:
         raise SystemExit("error: queries/ has changed: benches/project.py does not know its INSERTs or its HOP any more")
-    for file in more.glob("*.sql") if more else ():
-        (folder / file.name).write_text(file.read_text())
+    for other in more:
+        for file in other.glob("*.sql"):
+            (folder / file.name).write_text(file.read_text())
     return folder

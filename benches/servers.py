@@ -34,7 +34,7 @@ class Servers:
         out, _ = self.run("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.database_url, "-c", text)
         return out.strip().split("|")
 
-    def reset_database(self, users=USERS):
+    def reset_database(self, users):
         """The tables of migrations/, empty, with a dimension; nothing left for the server to do."""
         self.sql("DROP SCHEMA IF EXISTS poundlock CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         self.run(self.poundlock, "migrate", "--dir", str(ROOT / "migrations"), "--database-url", self.database_url)

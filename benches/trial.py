@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import ROOT, Servers
+from servers import ROOT, USERS, Servers
 
 numbers = itertools.count()
 
@@ -27,25 +27,24 @@ class Bench:
     seconds: int  # of a case at a steady rate
     rate: int  # events per second of the latency cases
 
-    def trial(self, name):
-        return Trial(self, name)
+    def trial(self, name, users=USERS, id=None):
+        return Trial(self, name, users, id or f"{name}-{os.getpid()}-{next(numbers)}")
 
 
 class Trial:
     """A folder, two output topics and an empty database; the folder goes when all went well."""
 
-    def __init__(self, bench, name):
-        self.bench, self.name = bench, name
-        id = f"{name}-{os.getpid()}-{next(numbers)}"
+    def __init__(self, bench, name, users, id):
+        self.bench, self.name, self.users = bench, name, users
         self.folder = bench.work / id
         self.lake, self.log = self.folder / "lake", self.folder / "log"
         self.dead_letters, self.alerts = f"dead-letters-{id}", f"alerts-{id}"
-        self.id = id
+        self.id, self.more = id, {}  # more: of the environment
 
     def __enter__(self):
         self.folder.mkdir(parents=True)
         (self.folder / "migrations").symlink_to(ROOT / "migrations")
-        self.bench.servers.reset_database()
+        self.bench.servers.reset_database(self.users)
         for topic in (self.dead_letters, self.alerts):
             self.bench.servers.create_topic(topic)
         return self
@@ -59,6 +58,7 @@ class Trial:
             os.environ, KAFKA_BROKER=self.bench.servers.brokers, DATABASE_URL=self.bench.servers.database_url,
             KAFKA_TOPIC=topic, KAFKA_DLQ_TOPIC=self.dead_letters, KAFKA_ALERT_TOPIC=self.alerts,
             LAKE_URL=str(self.lake), CHECKPOINT_BASE=str(self.folder / "checkpoint"),
+            **self.more,
         )
 
     def check(self, what, found, wanted, slack=0):

@@ -214,7 +214,7 @@ def history(bench):
 
         # The first tenth warms up.
         early, late = cost(committed[tenth:2 * tenth]), cost(committed[-tenth:])
-        figures.update({f"{step} {when}": round(value, 2) for when, costs in (("early", early), ("late", late)) for step, value in costs.items()})
+        figures.update({f"{step}_{when}": round(value, 2) for when, costs in (("early", early), ("late", late)) for step, value in costs.items()})
         figures.update(batches=len(committed), checkpoint_files=sum(1 for file in (trial.folder / "checkpoint").rglob("*") if file.is_file()))
     return figures
 

@@ -24,7 +24,7 @@ def arguments(engine, **more):
     for name in ("brokers", "topic", "dead-letters", "alerts", "database", "jars", "work"):
         parser.add_argument(f"--{name}", required=True)
     for name, value in more.items():
-        parser.add_argument(f"--{name}", default=value, type=type(value))
+        parser.add_argument(f"--{name.replace('_', '-')}", default=value, type=type(value))
     return parser.parse_args()
 
 

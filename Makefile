@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/poundlock/target
 VENV := $(HOME)/.cache/poundlock/venv
 export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-binary prerequisites services clean
+.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-flame bench-binary prerequisites services clean
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
@@ -46,6 +46,10 @@ bench-growth: bench-binary
 
 bench-adhoc: bench-binary
 	@benches/run adhoc
+
+# Where the time of one case goes, by perf.
+bench-flame: bench-binary
+	@benches/run flame $(or $(CASES),whole)
 
 # POUNDLOCK names another binary to be measured.
 bench-binary: prerequisites

@@ -26,6 +26,7 @@ class Bench:
     arguments: list  # more flags for `poundlock run`
     seconds: int  # of a case at a steady rate
     rate: int  # events per second of the latency cases
+    perf: Path = None  # a recording is made into this file
 
     def trial(self, name, users=USERS, id=None):
         return Trial(self, name, users, id or f"{name}-{os.getpid()}-{next(numbers)}")

@@ -7,13 +7,14 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/poundlock/target
 VENV := $(HOME)/.cache/poundlock/venv
 export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint prerequisites services clean
+.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-flame bench-binary prerequisites services clean
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
 	@echo 'make test      everything, on a real Kafka and a real PostgreSQL that it starts and stops'
 	@echo 'make test-all  the same, with a kill campaign ten times as long'
 	@echo 'make lint      clippy and rustfmt'
+	@echo 'make bench     how fast it is on this machine; make bench-peers: beside Spark and Flink (docs/performance.md)'
 	@echo 'make services  Kafka and PostgreSQL to play with, until Ctrl-C'
 	@echo 'make clean     removes what was built'
 
@@ -33,6 +34,30 @@ test-all: test
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+# Figures on stdout, all else on stderr. CASES, RUNS, BENCH_EVENTS and more: benches/README.md.
+bench: bench-binary
+	@benches/run ours
+
+bench-peers: bench-binary
+	@benches/run peers
+
+# What a thousand times more keys, partitions, bytes, … cost; SQL over the lake beside DuckDB.
+bench-growth: bench-binary
+	@benches/run growth
+
+bench-adhoc: bench-binary
+	@benches/run adhoc
+
+# Where the time of one case goes, by perf.
+bench-flame: bench-binary
+	@benches/run flame $(or $(CASES),whole)
+
+# POUNDLOCK names another binary to be measured.
+bench-binary: prerequisites
+ifndef POUNDLOCK
+	cargo build --release --locked
+endif
 
 prerequisites:
 	@tests/services/prerequisites

@@ -1,0 +1,37 @@
+"""The projects that are measured: the shipped queries/, less some of their INSERTs.
+
+So a stage runs the very text that users run, and follows when it changes. A view that feeds no INSERT is not run.
+"""
+import re
+
+from servers import ROOT
+
+INSERT = re.compile(r"^INSERT INTO (\S+).*?;[ \t]*$", re.MULTILINE | re.DOTALL)
+HOP = "HOP(valid_events, \"timestamp\", INTERVAL '5 seconds', INTERVAL '1 minute')"
+TUMBLE = "TUMBLE(valid_events, \"timestamp\", INTERVAL '1 minute')"
+ALL = (
+    "kafka.dead_letter_topic", "db.user_events", "lake.user_events", "db.user_activity_summary", "db.anomalous_events",
+    "kafka.anomaly_alerts",
+)
+
+
+def build(folder, keep=ALL, tumble=False, more=()):
+    """Writes a project into `folder`: the INSERTs into the tables `keep`, the 1-minute windows sliding or (`tumble`) not,
+    and the files of the folders `more`."""
+    folder.mkdir(parents=True)
+    found, slides = set(), 0
+
+    def kept(insert):
+        found.add(insert[1])
+        return insert[0] if insert[1] in keep else f"-- left out: INSERT INTO {insert[1]}"
+
+    for file in sorted((ROOT / "queries").glob("*.sql")):
+        text = INSERT.sub(kept, file.read_text())
+        slides += text.count(HOP)
+        (folder / file.name).write_text(text.replace(HOP, TUMBLE) if tumble else text)
+    if found != set(ALL) or slides != 1:
+        raise SystemExit("error: queries/ has changed: benches/project.py does not know its INSERTs or its HOP any more")
+    for other in more:
+        for file in other.glob("*.sql"):
+            (folder / file.name).write_text(file.read_text())
+    return folder

@@ -1,0 +1,89 @@
+"""One run of one case: fresh tables, fresh topics, a folder of its own; afterwards the results are counted."""
+import itertools
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from servers import ROOT, USERS, Servers
+
+numbers = itertools.count()
+
+
+class Wrong(Exception):
+    """The output of a case is not what the events demand."""
+
+
+@dataclass
+class Bench:
+    """What all cases share."""
+
+    servers: Servers
+    poundlock: str
+    work: Path
+    topic: str  # of `expected['events']` events
+    expected: dict
+    arguments: list  # more flags for `poundlock run`
+    seconds: int  # of a case at a steady rate
+    rate: int  # events per second of the latency cases
+    perf: Path = None  # a recording is made into this file
+
+    def trial(self, name, users=USERS, id=None):
+        return Trial(self, name, users, id or f"{name}-{os.getpid()}-{next(numbers)}")
+
+
+class Trial:
+    """A folder, two output topics and an empty database; the folder goes when all went well."""
+
+    def __init__(self, bench, name, users, id):
+        self.bench, self.name, self.users = bench, name, users
+        self.folder = bench.work / id
+        self.lake, self.log = self.folder / "lake", self.folder / "log"
+        self.dead_letters, self.alerts = f"dead-letters-{id}", f"alerts-{id}"
+        self.id, self.more = id, {}  # more: of the environment
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True)
+        (self.folder / "migrations").symlink_to(ROOT / "migrations")
+        self.bench.servers.reset_database(self.users)
+        for topic in (self.dead_letters, self.alerts):
+            self.bench.servers.create_topic(topic)
+        return self
+
+    def __exit__(self, error, *_):
+        if error is None:
+            shutil.rmtree(self.folder)
+
+    def environment(self, topic):
+        return dict(
+            os.environ, KAFKA_BROKER=self.bench.servers.brokers, DATABASE_URL=self.bench.servers.database_url,
+            KAFKA_TOPIC=topic, KAFKA_DLQ_TOPIC=self.dead_letters, KAFKA_ALERT_TOPIC=self.alerts,
+            LAKE_URL=str(self.lake), CHECKPOINT_BASE=str(self.folder / "checkpoint"),
+            **self.more,
+        )
+
+    def check(self, what, found, wanted, slack=0):
+        """`slack`: how many more there may be where a peer takes for valid what we do not."""
+        if not wanted <= found <= wanted + slack:
+            raise Wrong(f"{self.name}: {what}: {found:,} instead of {wanted:,}; what it wrote is left in {self.folder}")
+
+    def check_tables(self, keep, long_window, expected, slack=0):
+        """Every output of a run of the shipped project, or of some of its INSERTs, with all windows closed."""
+        servers, windows = self.bench.servers, (expected["5s"], expected[long_window])
+        total = {field: sum(window[field] for window in windows) for field in windows[0]}
+        if "lake.user_events" in keep:
+            self.check("rows in the lake", servers.count_parquet(self.lake), expected["valid"], slack)
+        if "kafka.dead_letter_topic" in keep:
+            self.check("dead letters", servers.count_topic(self.dead_letters), expected["invalid"])
+        if "db.user_events" in keep:
+            rows, = servers.sql("SELECT count(*) FROM user_events")
+            self.check("rows of user_events", int(rows), expected["valid"], slack)
+        if "db.user_activity_summary" in keep:
+            rows, events = servers.sql("SELECT count(*), coalesce(sum(event_count), 0) FROM user_activity_summary")
+            self.check("rows of user_activity_summary", int(rows), total["rows"], slack)
+            self.check("events counted in windows", int(events), total["events"], slack * 13)
+        if "db.anomalous_events" in keep:
+            rows, = servers.sql("SELECT count(*) FROM anomalous_events")
+            self.check("anomalies", int(rows), total["anomalies"])
+        if "kafka.anomaly_alerts" in keep:
+            self.check("alerts", servers.count_topic(self.alerts), total["alerts"])

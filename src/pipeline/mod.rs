@@ -29,6 +29,8 @@ mod pending;
 
 mod restore;
 
+mod execute;
+
 pub mod turn;
 
 pub use restore::ResetState;

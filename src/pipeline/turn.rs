@@ -4,20 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::DeadLetter;
-use super::run::{Batch, Outcome, SourceBatch, maxima};
+use super::execute::{Executed, account, ends};
 use super::start::{Pipeline, now};
 use super::write::{Sinks, ToWrite, Written};
-use crate::checkpoint::record::{InsertCommit, Limits, PartitionCommit, SourceCommit, SourcePlan};
+use crate::checkpoint::record::{Limits, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
-use crate::connector::{Cut, CutLimit, OffsetRange, Ranges};
+use crate::connector::{Cut, CutLimit, OffsetRange};
 use crate::point::point;
-use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
 /// When a run ends by itself.
@@ -222,7 +219,7 @@ impl Pipeline {
     ) -> Result<()> {
         let number = plan.number;
         let began = Instant::now();
-        let (to_write, mut commit, delta, snapshot) = self.execute(&plan, cuts).await?;
+        let Executed { to_write, mut commit, delta, snapshot } = self.execute(&plan, cuts).await?;
         let mut summary = BatchSummary { number, wait, run: began.elapsed(), ..BatchSummary::default() };
         describe(&mut summary, &commit);
         summary.lag = self.sources.values().map(|source| source.lag()).sum();
@@ -269,100 +266,6 @@ impl Pipeline {
         self.next = plan.number;
         self.turn(plan.clone(), cuts, &mut ahead, &silent, Duration::ZERO).await?;
         self.drain(&mut ahead, &silent).await
-    }
-
-    /// The SQL of one batch, its part of the state applied.
-    async fn execute(
-        &mut self,
-        plan: &Plan,
-        cuts: BTreeMap<String, Cut>,
-    ) -> Result<(ToWrite, Commit, Bytes, Option<Bytes>)> {
-        let mut sources = BTreeMap::new();
-        let mut accounts = BTreeMap::new();
-        let clock = now();
-        for (name, mut cut) in cuts {
-            let planned = plan.sources.get(&name).ok_or_else(|| Error::internal("a cut without a plan"))?;
-            let watermark =
-                self.watermarks.get_mut(&name).ok_or_else(|| Error::internal("a source without a watermark"))?;
-            let spec = self.program.sources.iter().find(|s| s.table.name == name).and_then(|s| s.watermark.as_ref());
-            let ahead_limit = watermark.ahead_limit(plan.planned_at);
-            let before = watermark.value();
-            cut.chunks.sort_by_key(|chunk| (chunk.partition, chunk.offsets.first().copied()));
-            let highest = match spec {
-                Some(spec) => maxima(&cut.chunks, spec.column, ahead_limit)?,
-                None => BTreeMap::new(),
-            };
-            watermark.advance(planned, &highest, clock);
-            if plan.close_windows {
-                let stores = self.runner.stores().iter().filter(|store| store.definition().source == name);
-                if let Some(end) = stores.filter_map(|store| store.end()).max() {
-                    watermark.close(end);
-                }
-            }
-            let mut partitions = watermark.partitions();
-            for chunk in &cut.chunks {
-                let partition: &mut PartitionCommit = partitions.entry(chunk.partition).or_default();
-                let (rows, undecodable) = (chunk.rows.num_rows() as u64, chunk.undecodable as u64);
-                partition.fetched += rows;
-                partition.undecodable += undecodable;
-                partition.decoded += rows - undecodable;
-            }
-            let location = self.program.tables[&name].location.clone();
-            let (ranges, watermark) = (planned.ranges.clone(), watermark.value());
-            self.positions.insert(name.clone(), ends(&ranges));
-            let (lost, losses) = (planned.lost, planned.losses.clone());
-            let commit = SourceCommit { location, ranges, watermark, partitions, lost, losses };
-            accounts.insert(name.clone(), commit);
-            let after = watermark;
-            sources.insert(name, SourceBatch { chunks: cut.chunks, before, after, ahead_limit });
-        }
-        let batch = Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
-        let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
-        let mut letters = Vec::with_capacity(refused.len());
-        for row in &refused {
-            if let Some(partition) = accounts.get_mut(&row.source).and_then(|a| a.partitions.get_mut(&row.partition)) {
-                partition.refused_by_query += 1;
-            }
-            letters.push(DeadLetter::of_query(row, &self.program.tables[&row.source]));
-        }
-        let after = batch.sources.iter().map(|(name, source)| (name.clone(), source.after)).collect();
-        drop(batch);
-        let mut image = ImageWriter::default();
-        for (store, delta) in self.runner.stores().iter().zip(&deltas) {
-            image.section(&store.definition().key(), delta.panes.iter().map(|(_, states)| states))?;
-        }
-        self.runner.apply(deltas, &after).await?;
-        self.next = plan.number + 1;
-        self.since_snapshot += 1;
-        let snapshot = match self.since_snapshot >= self.program.settings.snapshot_interval {
-            true => Some(self.image()?),
-            false => None,
-        };
-        accounts.extend(self.absent.clone());
-        let commit = Commit {
-            number: plan.number,
-            epoch: self.checkpoint.identity().epoch,
-            planned_at: plan.planned_at,
-            program: plan.program.clone(),
-            sources: accounts,
-            inserts: BTreeMap::new(),
-            views,
-            files: BTreeMap::new(),
-        };
-        let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
-        let to_write =
-            ToWrite { number: plan.number, planned_at: plan.planned_at, offsets, inserts, refused_by_query: letters };
-        Ok((to_write, commit, image.finish(), snapshot))
-    }
-
-    /// The whole state after the last batch that ran.
-    pub(super) fn image(&mut self) -> Result<Bytes> {
-        let mut image = ImageWriter::default();
-        for store in self.runner.stores() {
-            image.section(&store.definition().key(), store.panes().values().flatten())?;
-        }
-        self.since_snapshot = 0;
-        Ok(image.finish())
     }
 
     /// The last batch of a bounded run: no rows, but every window is closed.
@@ -427,21 +330,6 @@ async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap
 
 async fn write(sinks: &tokio::sync::Mutex<Sinks>, batch: &ToWrite, checkpoint: &Checkpoint) -> Result<Written> {
     sinks.lock().await.write(batch, checkpoint).await
-}
-
-fn ends(ranges: &Ranges) -> BTreeMap<i32, i64> {
-    ranges.iter().map(|(partition, range)| (*partition, range.to)).collect()
-}
-
-/// What each INSERT produced and what became of it.
-fn account(commit: &mut Commit, batch: &ToWrite, written: &Written) {
-    for rows in batch.inserts.iter().chain(&written.engine_rows) {
-        let report = written.reports.get(&rows.insert).copied().unwrap_or_default();
-        let (table, hash) = (rows.table.name.clone(), rows.hash.clone());
-        let insert = InsertCommit { table, produced: rows.row_count() as u64, report, hash };
-        commit.inserts.insert(rows.insert, insert);
-    }
-    commit.files.clone_from(&written.files);
 }
 
 fn describe(summary: &mut BatchSummary, commit: &Commit) {

@@ -11,9 +11,9 @@ arguments = job.arguments("Flink", parallelism=2, memory="2g", checkpoint="5 s",
 stop = job.Stop()
 PACKAGES = ("java.lang", "java.lang.reflect", "java.net", "java.io", "java.nio", "java.text", "java.time", "java.util",
             "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks", "sun.nio.ch")
-for folder in ("log", "temporary"):
+for folder in ("flink-log", "temporary"):
     os.makedirs(f"{arguments.work}/{folder}", exist_ok=True)
-os.environ["FLINK_LOG_DIR"] = f"{arguments.work}/log"
+os.environ["FLINK_LOG_DIR"] = f"{arguments.work}/flink-log"
 os.environ["FLINK_ENV_JAVA_OPTS"] = " ".join([
     f"-Xmx{arguments.memory}", f"-Djava.io.tmpdir={arguments.work}/temporary",
     *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in PACKAGES), "--add-exports=java.base/sun.net.util=ALL-UNNAMED",

@@ -32,7 +32,7 @@ spark = (
     .config("spark.driver.memory", arguments.memory)
     .config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
     .config("spark.local.dir", f"{arguments.work}/local")
-    .config("spark.ui.enabled", "false")
+    .config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
     .config("spark.sql.session.timeZone", "UTC")
     # The default of 200 is for clusters.
     .config("spark.sql.shuffle.partitions", 2)

@@ -134,11 +134,11 @@ fn outputs(schema: &DFSchemaRef, bounds: impl Iterator<Item = Option<Bound>>) ->
     schema.columns().into_iter().zip(bounds).filter_map(|(column, bound)| Some((column, bound?))).collect()
 }
 
-fn of_column(column: &Column, known: &Bounds) -> Option<Bound> {
+fn of_column(column: &Column, known: &[(Column, Bound)]) -> Option<Bound> {
     known.iter().find(|(known, _)| known == column).map(|(_, bound)| bound.clone())
 }
 
-fn of_all(exprs: &[Expr], known: &Bounds) -> Vec<Bound> {
+fn of_all(exprs: &[Expr], known: &[(Column, Bound)]) -> Vec<Bound> {
     exprs.iter().filter_map(|expr| bound(expr, known)).collect()
 }
 
@@ -147,7 +147,7 @@ fn is_one_window<'b>(bounds: impl IntoIterator<Item = &'b Bound>) -> bool {
     tell_one_window(&bounds.into_iter().map(|bound| (bound.clone(), bound.clone())).collect::<Vec<_>>())
 }
 
-fn bound(expr: &Expr, known: &Bounds) -> Option<Bound> {
+fn bound(expr: &Expr, known: &[(Column, Bound)]) -> Option<Bound> {
     Bound::of(expr, &|column| of_column(column, known))
 }
 

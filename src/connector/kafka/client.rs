@@ -301,16 +301,26 @@ pub fn partitions_of<C: ConsumerContext>(
     }
 }
 
-/// The first and the next offset of a partition; the next one a reader of committed records can get.
+/// The first and the next offset of a partition; the next one a reader of committed records can get. Waits while the
+/// partition has no leader.
 pub fn watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     table: &KafkaTable,
     partition: i32,
     deadline: Instant,
 ) -> Result<OffsetRange> {
-    let (from, to) = consumer.fetch_watermarks(&table.topic, partition, left(deadline)).map_err(|error| {
-        broker_error(format!("could not ask for the offsets of topic {:?}", table.topic), &error)
-            .at(format!("topic {:?}, partition {partition}, brokers {}", table.topic, table.brokers))
-    })?;
+    let (from, to) = loop {
+        let passing = match consumer.fetch_watermarks(&table.topic, partition, left(deadline)) {
+            Ok(found) => break found,
+            Err(error) => error,
+        };
+        // A topic that was just made, or whose leader has just moved: the brokers agree on it in a moment.
+        let moving = [RDKafkaErrorCode::NotLeaderForPartition, RDKafkaErrorCode::LeaderNotAvailable];
+        if Instant::now() >= deadline || !passing.rdkafka_error_code().is_some_and(|code| moving.contains(&code)) {
+            return Err(broker_error(format!("could not ask for the offsets of topic {:?}", table.topic), &passing)
+                .at(format!("topic {:?}, partition {partition}, brokers {}", table.topic, table.brokers)));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     Ok(OffsetRange { from, to: to.max(from) })
 }

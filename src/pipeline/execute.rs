@@ -81,8 +81,7 @@ impl Pipeline {
     /// A source's part of a batch: its watermark moves, its records are counted.
     fn take_in(&mut self, plan: &Plan, name: &str, mut cut: Cut) -> Result<(SourceBatch, SourceCommit)> {
         let planned = plan.sources.get(name).ok_or_else(|| Error::internal("a cut without a plan"))?;
-        let watermark =
-            self.watermarks.get_mut(name).ok_or_else(|| Error::internal("a source without a watermark"))?;
+        let watermark = self.watermarks.get_mut(name).ok_or_else(|| Error::internal("a source without a watermark"))?;
         let spec = self.program.sources.iter().find(|s| s.table.name == name).and_then(|s| s.watermark.as_ref());
         let ahead_limit = watermark.ahead_limit(plan.planned_at);
         let before = watermark.value();

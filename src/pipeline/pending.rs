@@ -23,7 +23,8 @@ use crate::sql::{Files, Program};
 use crate::{Error, Result};
 
 /// Settles plans of an earlier text: they are finished under it if any sink holds a part of them, else they are
-/// forgotten and planned anew.
+/// forgotten and planned anew. Rows that a sink has refused go to `new`'s table for dead letters if the earlier text had
+/// none: it is what the error asked for.
 ///
 /// # Errors
 /// The earlier program cannot be planned or run any more, and a sink holds a part of the batch.
@@ -31,15 +32,16 @@ pub(super) async fn finish_old(
     recovery: &mut Recovery,
     text: &str,
     checkpoint: &Checkpoint,
-    settings: &Settings,
+    new: &Program,
     lookup: Lookup<'_>,
 ) -> Result<()> {
     let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
     let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
-    let program = plan_stored(&old, settings, lookup).await.map_err(|error| {
+    let mut program = plan_stored(&old, &new.settings, lookup).await.map_err(|error| {
         let hint = "the batch may be half written: start once with the old files and environment, then change them";
         error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(hint)
     })?;
+    program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone());
     let mut sinks = open_sinks(&program, checkpoint).await?;
     fits(&sinks, recovery)?;
     let holding = sinks.holding(plan.number).await?;

@@ -61,7 +61,7 @@ impl Pipeline {
         let text = stored_text(&program.files)?;
         let text = checkpoint.put_blob(Blob::Program, text).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
-        finish_old(&mut recovery, &text, &checkpoint, settings, lookup).await?;
+        finish_old(&mut recovery, &text, &checkpoint, &program, lookup).await?;
         let mut sinks = open_sinks(&program, &checkpoint).await?;
         fits(&sinks, &recovery)?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;

@@ -110,6 +110,8 @@ impl Sinks {
         let mut written = Written::default();
         let is_dead = |rows: &InsertRows| self.dead_letters.as_ref().is_some_and(|t| t.name == rows.table.name);
         let (dead, rows): (Vec<_>, Vec<_>) = batch.inserts.iter().cloned().partition(is_dead);
+        // Before anything is written: a batch that no sink holds can be planned anew under other SQL.
+        self.place_for(batch, &batch.refused_by_query)?;
         let refusals = self.wave(batch, Wave::Rows, &rows, checkpoint, &mut written).await?;
         let mut letters: Vec<DeadLetter> = Vec::new();
         for refusal in &refusals {
@@ -131,6 +133,15 @@ impl Sinks {
         Ok(written)
     }
 
+    /// # Errors
+    /// There are rows that were refused, and no table for them.
+    fn place_for(&self, batch: &ToWrite, refused: &[DeadLetter]) -> Result<()> {
+        let (None, Some(letter)) = (&self.dead_letters, refused.first()) else { return Ok(()) };
+        let error = Error::user("a row was refused, and there is no table for dead letters");
+        let error = error.at(format!("batch {}, {}", batch.number, letter.place())).cause(letter.reason());
+        Err(error.hint("declare one with OPTIONS ('role' 'dead_letters')"))
+    }
+
     fn with_engine_rows(
         &self,
         batch: &ToWrite,
@@ -138,12 +149,8 @@ impl Sinks {
         of_sinks: &[DeadLetter],
         written: &mut Written,
     ) -> Result<Vec<InsertRows>> {
-        let Some(table) = &self.dead_letters else {
-            let Some(letter) = batch.refused_by_query.iter().chain(of_sinks).next() else { return Ok(dead) };
-            let error = Error::user("a row was refused, and there is no table for dead letters");
-            let error = error.at(format!("batch {}, {}", batch.number, letter.place())).cause(letter.reason());
-            return Err(error.hint("declare one with OPTIONS ('role' 'dead_letters')"));
-        };
+        self.place_for(batch, of_sinks)?;
+        let Some(table) = &self.dead_letters else { return Ok(dead) };
         let mut rows = dead_letters::rows(&batch.refused_by_query, batch.number, table)?;
         rows.extend(dead_letters::rows(of_sinks, batch.number, table)?);
         if !rows.is_empty() {

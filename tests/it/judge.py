@@ -174,6 +174,7 @@ FROM scored WHERE event_count > 5 AND z_score >= 2.0;
 """)
 kinds = dict(db.execute("SELECT severity, count(*) FROM anomalies GROUP BY ALL").fetchall())
 print(f"input: {len(payloads)} records, {count('FROM valid')} valid; {count('FROM activity')} counts; anomalies: {kinds}")
+expect("there are anomalies of a severity that alerts", kinds.get("medium", 0) + kinds.get("high", 0) > 0)
 
 # ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

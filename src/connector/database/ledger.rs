@@ -87,5 +87,8 @@ pub(super) fn error_text(text: &str) -> String {
 pub(super) fn too_many_refused(table: &str, first: &str) -> Error {
     Error::user(format!("the database refuses more than {} rows of one batch of table {table}", super::REFUSED_MAX))
         .cause(first)
-        .hint("compare the table's columns and constraints with the declaration; nothing was written")
+        .hint(
+            "the database has nothing of the batch. Compare the table's columns and constraints with the declaration: if other \
+             sinks hold the batch, it is finished as it was planned, so mend the table, not the SQL",
+        )
 }

@@ -8,7 +8,8 @@
 //! of one slice (see `reader`), and a future that is dropped has taken nothing.
 //!
 //! Failure: see `reader` for what ends a source. Opening checks every wanted offset against the log, so that retention
-//! and a recreated topic are told at the start.
+//! is told at the start, and a topic that was made again, as long as it is shorter than the one before. One that has grown
+//! longer cannot be told from it: librdkafka does not show the ids of topics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

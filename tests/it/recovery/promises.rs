@@ -357,3 +357,57 @@ fn a_reset_of_all_empties_every_view() {
     let fresh = project.rows("SELECT id FROM shares").len() as i64 - first;
     assert_eq!(total(&project, "closed"), closed + fresh);
 }
+
+/// [`QUERIES`] without their table for dead letters.
+fn without_dead_letters() -> String {
+    let (table, insert) =
+        (QUERIES.find("CREATE EXTERNAL TABLE kafka.dead").unwrap(), QUERIES.find("INSERT INTO kafka.dead").unwrap());
+    let end = |from: usize| from + QUERIES[from..].find(";\n").unwrap() + 2;
+    format!("{}{}{}", &QUERIES[..table], &QUERIES[end(table)..insert], &QUERIES[end(insert)..])
+}
+
+const NO_PLACE: &[&str] = &["a row was refused, and there is no table for dead letters", "declare one with OPTIONS"];
+
+#[test]
+fn a_row_that_a_query_refuses_without_a_place_for_it_waits_for_one() {
+    let project = Project::new(Servers::Embedded);
+    project.write(&without_dead_letters());
+    project.produce(
+        project.topic("EVENTS"),
+        0,
+        (0..4).map(|id| event(id).replace("\"n\":1", if id == 2 { "\"n\":0" } else { "\"n\":1" })),
+    );
+    contains(&project.refused(&[]), NO_PLACE);
+    contains(&project.refused(&[]), NO_PLACE);
+    project.write(QUERIES);
+    contains(&project.run(&[]), &["no sink holds the batch: it is planned anew"]);
+    assert_eq!(ids(&project, "shares"), [0, 1, 3]);
+    let dead = messages(&project, project.topic("DEAD"));
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    contains(&dead[0], &["\"stage\":\"query\"", "\"offset\":2"]);
+}
+
+#[test]
+fn a_row_that_a_sink_refuses_without_a_place_for_it_waits_for_one() {
+    let project = Project::new(Servers::Embedded);
+    project.write(&without_dead_letters());
+    project.produce(project.topic("EVENTS"), 0, (0..2).map(event));
+    project.run(&[]);
+    let database = rusqlite::Connection::open(project.path("db")).unwrap();
+    database
+        .execute_batch(
+            "CREATE TRIGGER t BEFORE INSERT ON shares WHEN NEW.id = 2 BEGIN SELECT RAISE(ABORT, 'no twos'); END",
+        )
+        .unwrap();
+    drop(database);
+    project.produce(project.topic("EVENTS"), 0, (2..4).map(event));
+    contains(&project.refused(&[]), NO_PLACE);
+    contains(&project.refused(&[]), NO_PLACE);
+    // The database holds the batch by now: it is finished under its own SQL, its dead letter goes where the new one says.
+    project.write(QUERIES);
+    contains(&project.run(&[]), &["finishing the batch under the SQL it was planned with"]);
+    assert_eq!(ids(&project, "shares"), [0, 1, 3]);
+    let dead = messages(&project, project.topic("DEAD"));
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    contains(&dead[0], &["\"stage\":\"sink\"", "no twos"]);
+}

@@ -53,7 +53,7 @@ def without(*names):
     return lambda e: json.dumps({k: v for k, v in e.items() if k not in names})
 
 
-# One of each every 100 events or so: the table of data/README.md lists them in this order.
+# One of each every 430 events or so: the table of data/README.md lists them in this order.
 BAD = [
     # They do not decode.
     lambda e: "not json at all {{{",
@@ -67,6 +67,11 @@ BAD = [
     changed(user_id=9223372036854775808),
     changed(timestamp="yesterday at noon"),
     changed(timestamp="2026-02-30T00:00:00"),
+    changed(user_id={"id": 7}),
+    lambda e: json.dumps(e)[:-1] + ', "user_id": 7}',
+    lambda e: json.dumps({**e, "product_id": float("nan")}),
+    lambda e: json.dumps(e)[:-1] + ', "extra": ' + "[" * 200 + "]" * 200 + "}",
+    lambda e: json.dumps(e).encode().replace(b'"action": "', b'"action": "\xff'),
     # They decode, and break one rule.
     without("user_id"),
     changed(user_id=0),
@@ -85,14 +90,15 @@ BAD = [
 lines, previous = [], None
 for number in range(1000):
     fine = event(number)
-    if number % 20 == 13:  # 50 of them: each kind at least twice
-        lines.append(BAD[number // 20 % len(BAD)](fine))
+    if number % 16 == 13:  # 62 of them: each kind at least twice
+        lines.append(BAD[number // 16 % len(BAD)](fine))
     elif number % 250 == 100:  # 4 of them: the event before, produced again
         lines.append(json.dumps(previous))
     else:
         lines.append(json.dumps(fine))
         previous = fine
-(HERE / "sample_events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+records = [line if isinstance(line, bytes) else line.encode() for line in lines]
+(HERE / "sample_events.jsonl").write_bytes(b"".join(record + b"\n" for record in records))
 
 with (HERE / "users.csv").open("w", encoding="utf-8", newline="\n") as users:
     users.write("user_id,name,email,region,created_at\n")

@@ -21,5 +21,6 @@ mod kill;
 mod pipeline;
 mod recovery;
 mod retention;
+mod sample;
 mod secured;
 mod sink_contract;

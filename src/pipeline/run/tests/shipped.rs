@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::harness::{Event, Sim, Step, append, event, keyed, step};
 use crate::sql::substitute::Wanted;
 use crate::sql::windowed::Rows;
 use crate::sql::{Files, Program, parse, settings};
@@ -41,4 +42,36 @@ async fn each_insert_sees_the_rows_it_needs() {
     assert_eq!(program.windows.stores.len(), 1, "both sizes share their panes");
     let names: Vec<&str> = program.windows.views.iter().map(|view| view.name.as_str()).collect();
     assert_eq!(names, ["public.activity_5s", "public.activity_1min"]);
+}
+
+const ANOMALIES: &str = include_str!("../../../../queries/30_anomalies.sql");
+
+const ACTIVITY: &str = "
+CREATE VIEW activity_5s AS SELECT window_start, window_end, v AS user_id, count(*) AS event_count
+FROM TUMBLE(kafka.events, ts, INTERVAL '5 seconds') GROUP BY window_start, window_end, v;
+CREATE VIEW activity_1min AS SELECT window_start, window_end, v AS user_id, count(*) AS event_count
+FROM HOP(kafka.events, ts, INTERVAL '5 seconds', INTERVAL '1 minute') GROUP BY window_start, window_end, v;
+";
+
+#[tokio::test]
+async fn without_a_deviation_there_is_no_anomaly_and_no_error() {
+    let window = "user_id BIGINT, window_start TIMESTAMP, window_end TIMESTAMP, event_count BIGINT";
+    let tables = keyed(
+        "anomalous_events",
+        &format!("{window}, mean DOUBLE, stddev DOUBLE, z_score DOUBLE, severity VARCHAR"),
+        "user_id, window_start, window_end",
+    ) + &append("anomaly_alerts", &format!("{window}, z_score DOUBLE, severity VARCHAR"));
+    let of = |user: i64, seconds: i64, count: i64| (0..count).map(move |_| event(user, "k", seconds));
+    // Each minutes from the others: three users alike; one user alone; twenty who do little, and one who does a lot.
+    let mut events: Vec<Event> = (1..=3).flat_map(|user| of(user, 0, 10)).collect();
+    events.extend(of(4, 600, 50));
+    events.extend((10..30).flat_map(|user| of(user, 1_200, 1)).chain(of(99, 1_200, 30)));
+    let mut sim = Sim::start(&tables, &format!("{ACTIVITY}{ANOMALIES}")).await;
+    let done = sim.batch(&step(1_300, events)).await.unwrap();
+    assert_eq!(done.rows(0).len(), 0, "the windows without a deviation are closed, the last ones open");
+    let done = sim.batch(&Step { close: true, ..step(1_301, vec![]) }).await.unwrap();
+    let found = done.rows(0);
+    assert_eq!(found.len(), 13, "one window of 5 seconds, twelve of a minute: {found:?}");
+    assert!(found.iter().all(|row| row[0] == "99" && row[7] == "medium"), "{found:?}");
+    assert_eq!(done.rows(1).len(), 13);
 }

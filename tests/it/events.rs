@@ -103,7 +103,7 @@ impl Events {
         let kind = self.chance.random_range(0..23);
         match kind {
             0 => return Some(b"not json {{{".to_vec()),
-            1 => return Some(text[..text.len() / 2].as_bytes().to_vec()),
+            1 => return Some(text.as_bytes()[..text.len() / 2].to_vec()),
             2 => return Some(format!("[{text}]").into_bytes()),
             3 => return Some(vec![]),
             4 => return Some(b"{\"user_id\": 1, \"action\": \"\xff\xfe\"}".to_vec()),

@@ -184,7 +184,11 @@ impl Sink for KafkaSink {
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
         self.identity = Some(identity.clone());
         let kept = Arc::clone(&self.kept);
-        blocking(move || Ok(*lock(&kept) = Kept::default())).await?;
+        blocking(move || {
+            *lock(&kept) = Kept::default();
+            Ok(())
+        })
+        .await?;
         // Dead letters are written last: if those of a batch are in, its rows are.
         self.with_session(|session, _, _| Ok(session.newest(Wave::Rows).max(session.newest(Wave::DeadLetters)))).await
     }

@@ -152,7 +152,7 @@ fn columns(rows: &[Row]) -> Vec<(&'static str, ArrayRef)> {
     let list = ListArray::new(item, OffsetBuffer::from_lengths(lengths), Arc::new(items), Some(list_nulls));
     let list: ArrayRef = Arc::new(list);
     let big = column!(Int64Array, big);
-    let fields = vec![Field::new("list", list.data_type().clone(), true), Field::new("big", DataType::Int64, true)];
+    let fields = [Field::new("list", list.data_type().clone(), true), Field::new("big", DataType::Int64, true)];
     let nulls = NullBuffer::from_iter(rows.iter().map(|r| r.boolean.is_some()));
     // A NULL object has no fields: what the decoder gives.
     let masked =

@@ -24,6 +24,16 @@ pub struct Recovery {
     /// Plans that are not committed: of each batch the one of the highest epoch, in order, without a gap, the first
     /// following the last commit.
     pub pending: Vec<Plan>,
+    /// The first of them, once a start has forgotten them to plan anew.
+    pub forgotten: Option<Plan>,
+}
+
+impl Recovery {
+    /// Forgets the pending plans. Where the first one began is kept: without any commit nothing else tells it, and
+    /// `starting_offsets` would find another place now.
+    pub fn forget_pending(&mut self) {
+        self.forgotten = self.pending.drain(..).next();
+    }
 }
 
 impl Checkpoint {
@@ -49,7 +59,7 @@ impl Checkpoint {
         let pending = inner.pending(last.as_ref()).await?;
         inner.progress().last = Some(last.as_ref().map(|commit| commit.number));
         pending.iter().for_each(|plan| inner.note_plan(plan));
-        Ok(Recovery { last, snapshot, deltas, pending })
+        Ok(Recovery { last, snapshot, deltas, pending, forgotten: None })
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn finish_old(
     let holding = sinks.holding(plan.number).await?;
     if holding.is_empty() {
         tracing::warn!(batch = plan.number, "the SQL has changed and no sink holds the batch: it is planned anew");
-        recovery.pending.clear();
+        recovery.forget_pending();
         return Ok(());
     }
     same_tables(&plan, &program, &holding)?;
@@ -84,7 +84,7 @@ pub(super) async fn plan_anew(recovery: &mut Recovery, sinks: &mut Sinks, progra
     let holding = sinks.holding(plan.number).await?;
     if holding.is_empty() {
         tracing::warn!(batch = plan.number, "{why} and no sink holds the batch: it is planned anew");
-        recovery.pending.clear();
+        recovery.forget_pending();
         return Ok(());
     }
     same_tables(plan, program, &holding)?;

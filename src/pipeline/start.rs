@@ -94,8 +94,11 @@ impl Pipeline {
             let commit = last.and_then(|last| last.sources.get(&source.table.name));
             let committed = commit.into_iter().flat_map(|c| &c.ranges).map(|(partition, range)| (*partition, range.to));
             let mut from: BTreeMap<i32, i64> = committed.collect();
-            // A partition that no commit knows begins where the plan that is to be replayed does.
-            let planned = recovery.pending.first().and_then(|plan| plan.sources.get(&source.table.name));
+            // A partition that no commit knows begins where the plan does that is to be replayed, or was forgotten.
+            let planned = recovery.pending.first().or(recovery.forgotten.as_ref());
+            let planned = planned.and_then(|plan| plan.sources.get(&source.table.name));
+            // `same_topics` has looked at the pending one; a forgotten one may be of another topic.
+            let planned = planned.filter(|p| p.location.is_empty() || p.location == source.table.location);
             for (partition, range) in planned.iter().flat_map(|planned| &planned.ranges) {
                 from.entry(*partition).or_insert(range.from);
             }

@@ -129,7 +129,10 @@ impl Program {
         let hash = hasher.finalize().to_hex()[..32].to_string();
         let inputs = windows.stores.iter().map(|store| &store.input);
         let plans: Vec<&LogicalPlan> = inserts.iter().map(|insert| &insert.plan).chain(inputs).collect();
-        let shared = Shared::find(&plans, &context.state())?;
+        let shared = Shared::find(&plans, &context.state()).unwrap_or_else(|error| {
+            tracing::warn!("queries share no conditions: {error}");
+            Shared::default()
+        });
         Ok(Self {
             files,
             settings,

@@ -301,26 +301,48 @@ pub fn partitions_of<C: ConsumerContext>(
     }
 }
 
-/// The first and the next offset of a partition; the next one a reader of committed records can get. Waits while the
-/// partition has no leader.
+/// The first and the next offset of a partition; the next one a reader of committed records can get.
 pub fn watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     table: &KafkaTable,
     partition: i32,
     deadline: Instant,
 ) -> Result<OffsetRange> {
-    let (from, to) = loop {
-        let passing = match consumer.fetch_watermarks(&table.topic, partition, left(deadline)) {
-            Ok(found) => break found,
+    ask_watermarks(consumer, table, partition, deadline).map_err(|error| no_watermarks(table, partition, &error))
+}
+
+/// As [`watermarks`], but waits for a leader: the brokers agree in a moment on that of a topic that was just made. For
+/// opening only: a running reader has other partitions to read.
+pub fn watermarks_when_led<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    table: &KafkaTable,
+    partition: i32,
+    deadline: Instant,
+) -> Result<OffsetRange> {
+    loop {
+        let error = match ask_watermarks(consumer, table, partition, deadline) {
+            Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        // A topic that was just made, or whose leader has just moved: the brokers agree on it in a moment.
         let moving = [RDKafkaErrorCode::NotLeaderForPartition, RDKafkaErrorCode::LeaderNotAvailable];
-        if Instant::now() >= deadline || !passing.rdkafka_error_code().is_some_and(|code| moving.contains(&code)) {
-            return Err(broker_error(format!("could not ask for the offsets of topic {:?}", table.topic), &passing)
-                .at(format!("topic {:?}, partition {partition}, brokers {}", table.topic, table.brokers)));
+        if Instant::now() >= deadline || !error.rdkafka_error_code().is_some_and(|code| moving.contains(&code)) {
+            return Err(no_watermarks(table, partition, &error));
         }
         std::thread::sleep(Duration::from_millis(100));
-    };
+    }
+}
+
+fn ask_watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    table: &KafkaTable,
+    partition: i32,
+    deadline: Instant,
+) -> KafkaResult<OffsetRange> {
+    let (from, to) = consumer.fetch_watermarks(&table.topic, partition, left(deadline))?;
     Ok(OffsetRange { from, to: to.max(from) })
+}
+
+fn no_watermarks(table: &KafkaTable, partition: i32, error: &KafkaError) -> Error {
+    broker_error(format!("could not ask for the offsets of topic {:?}", table.topic), error)
+        .at(format!("topic {:?}, partition {partition}, brokers {}", table.topic, table.brokers))
 }

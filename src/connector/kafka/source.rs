@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use super::brokers::wait_with;
 use super::buffer::Buffer;
-use super::client::{Context, OPEN_LIMIT, broker_error, left, lock, partitions_of, watermarks};
+use super::client::{Context, OPEN_LIMIT, broker_error, left, lock, partitions_of, watermarks_when_led};
 use super::options::KafkaTable;
 use super::reader::{Reader, assign, data_loss, offsets, truncated};
 use super::rows::{CHUNK_ROWS, RowBuilder, RowLayout};
@@ -79,7 +79,7 @@ impl SourceTable for KafkaSourceTable {
             let deadline = Instant::now() + OPEN_LIMIT;
             wait_with(&consumer, &table.brokers, &table.topic, deadline, true)?;
             let partitions = partitions_of(&consumer, &table, deadline)?;
-            partitions.into_iter().map(|p| Ok((p, watermarks(&consumer, &table, p, deadline)?))).collect()
+            partitions.into_iter().map(|p| Ok((p, watermarks_when_led(&consumer, &table, p, deadline)?))).collect()
         })
         .await
     }
@@ -337,8 +337,10 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         .at(format!("topic {:?}, {} partitions", table.topic, partitions.len()))
         .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name"));
     }
-    let logs: Ranges =
-        partitions.iter().map(|p| Ok((*p, watermarks(&consumer, table, *p, deadline)?))).collect::<Result<_>>()?;
+    let logs: Ranges = partitions
+        .iter()
+        .map(|p| Ok((*p, watermarks_when_led(&consumer, table, *p, deadline)?)))
+        .collect::<Result<_>>()?;
     let starts = if from.is_empty() { starting_offsets(&consumer, table, &logs, deadline)? } else { from.clone() };
 
     let mut buffer = Buffer::new(RowLayout::new(table), buffer_bytes);

@@ -53,6 +53,23 @@ fn starting_offsets_latest_count_once_even_if_nothing_was_committed() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
+fn a_first_batch_that_is_planned_anew_begins_where_it_did() {
+    let mut project = Project::new(Servers::Embedded);
+    project.environment.insert("STARTING_OFFSETS", "latest".into());
+    let topic = project.topic("EVENTS").to_string();
+    project.produce(&topic, 0, (0..10).map(event));
+    let mut program = project.start(&[], "checkpoint::after_plan=return(die)");
+    runs(&mut program);
+    project.produce(&topic, 0, (10..15).map(event));
+    assert!(program.dies(LIMIT));
+    project.produce(&topic, 0, (15..20).map(event));
+    project.write(&format!("{QUERIES}-- another text\n"));
+    contains(&project.run(&[]), &["no sink holds the batch: it is planned anew"]);
+    assert_eq!(ids(&project, "shares"), (10..20).collect::<Vec<_>>());
+}
+
+#[test]
 fn offsets_of_one_topic_are_not_used_for_another() {
     let mut project = Project::new(Servers::Embedded);
     let (topic, other) = (project.topic("EVENTS").to_string(), format!("{}_other", project.name));

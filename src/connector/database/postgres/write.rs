@@ -6,11 +6,11 @@
 //!   INSERT … ON CONFLICT
 //! ```
 //!
-//! Rows are sent in the order of their key (`order`), numbered as they came.
+//! Rows are sent in the order of their key (`order`). A refusal names a row by its number in the INSERT.
 //!
 //! Every attempt is under a savepoint. If the server refuses a row (its type, NOT NULL, CHECK, foreign key, a trigger),
 //! the rows are halved until it stands alone; it becomes a refusal and all others are written. Halves are written in
-//! the order of their rows, so that "the first stays" and "the last stays" hold across them too.
+//! the order they are sent in, so that "the first stays" and "the last stays" hold across them too.
 //!
 //! Failure: what is not a row's fault ends the transaction, and the sink drops the connection.
 
@@ -25,7 +25,7 @@ use tokio_postgres::{Client, Statement};
 use super::catalog::{Described, describe};
 use super::copy::{HEADER, TRAILER, put_row};
 use super::error::{Class, class, failure, is_unique_violation, reason};
-use super::order::{Place, places};
+use super::order::{Place, is_exact, places};
 use crate::connector::database::column::Column;
 use crate::connector::database::ledger::{error_text, too_many_refused};
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX, quoted, quoted_list};
@@ -39,7 +39,7 @@ const PIECE: usize = 256 * 1024;
 /// collide in runs, and each failed COPY is work done twice.
 const STAGED_BATCHES: u32 = 32;
 
-/// Our column of the temporary table: the order of the rows.
+/// Our column of the temporary table: the order the rows are sent in, which of equal keys is that of the INSERT.
 const ORDINAL: &str = "poundlock_row";
 
 /// A table on one connection.
@@ -128,8 +128,8 @@ impl Writer {
         let mut staged = self.table.on_conflict() == OnConflict::Update || *habit > 0;
         *habit = habit.saturating_sub(1);
         let schema = &self.table.definition().schema;
-        let key = self.table.definition().primary_key.iter();
-        let key: Vec<usize> = key.filter_map(|column| schema.index_of(column).ok()).collect();
+        let key = self.table.definition().primary_key.iter().filter_map(|column| schema.index_of(column).ok());
+        let key: Vec<usize> = key.filter(|column| is_exact(self.described.targets[*column])).collect();
         let rows = Rows { order: places(&batches, total, &key), batches };
         let mut refused: BTreeMap<usize, String> = BTreeMap::new();
         let mut written = 0;

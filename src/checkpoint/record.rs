@@ -48,9 +48,6 @@ pub struct SourcePlan {
     pub location: String,
     pub ranges: Ranges,
     pub idle: BTreeSet<i32>,
-    /// Of all partitions together. Before there were `losses` this was all that was noted.
-    #[serde(default)]
-    pub lost: u64,
     #[serde(default)]
     pub losses: Vec<Loss>,
 }
@@ -138,6 +135,6 @@ mod tests {
         let older: SourceCommit = serde_json::from_str(older).unwrap();
         assert_eq!((older.lost, older.losses), (5, vec![]));
         let older: SourcePlan = serde_json::from_str(r#"{"ranges":{},"idle":[],"lost":5}"#).unwrap();
-        assert_eq!((older.lost, older.losses), (5, vec![]));
+        assert_eq!(older.losses, []);
     }
 }

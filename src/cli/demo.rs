@@ -28,7 +28,7 @@ use self::place::Place;
 use self::report::Counted;
 use super::environment::Environment;
 use super::flags::SettingFlags;
-use super::load::{load_in, on_large_stack};
+use super::load::load_in;
 use super::output::Out;
 use super::run::{drive, watch_signals};
 use super::sql::catalog::Catalog;
@@ -97,7 +97,7 @@ pub async fn run(mut args: DemoArgs) -> Result<ExitCode> {
     drive(program, options, None, &lookup, &stop, &counts.observer(None)).await?;
 
     let counted = counts.counted(generated.elapsed);
-    let text = results(place, queries, args.settings, environment, counted).await?;
+    let text = results(&place, &queries, &args.settings, &environment, counted).await?;
     Out::stdout().write_all(text.as_bytes()).map_err(|e| Error::external("could not write to stdout").cause(e))?;
     // It ends with the process: clients that are still closing would complain of a broker that has gone.
     std::mem::forget(broker);
@@ -188,25 +188,20 @@ fn make_topics(broker: &MockBroker, program: &Program) -> Result<String> {
 
 /// The findings and what to do next; the dead letters are put into a file.
 async fn results(
-    place: Place,
-    queries: PathBuf,
-    settings: SettingFlags,
-    environment: Environment,
+    place: &Place,
+    queries: &Path,
+    settings: &SettingFlags,
+    environment: &Environment,
     counted: Counted,
 ) -> Result<String> {
-    on_large_stack(move |runtime| {
-        runtime.block_on(async {
-            let catalog = Catalog::open(&queries, &settings, &environment).await?;
-            for error in &catalog.left_out {
-                tracing::warn!("left out of the catalog: {error}");
-            }
-            let text = report::findings(&catalog, counted).await;
-            keep_dead_letters(&catalog, &place.dead_letters()).await?;
-            let program = std::env::args().next().unwrap_or_else(|| "poundlock".into());
-            Ok(text + &report::next_steps(&place, &queries.display().to_string(), &program) + report::CAVEAT)
-        })
-    })
-    .await?
+    let catalog = Catalog::open(queries, settings, environment).await?;
+    for error in &catalog.left_out {
+        tracing::warn!("left out of the catalog: {error}");
+    }
+    let text = report::findings(&catalog, counted).await;
+    keep_dead_letters(&catalog, &place.dead_letters()).await?;
+    let program = std::env::args().next().unwrap_or_else(|| "poundlock".into());
+    Ok(text + &report::next_steps(place, queries, &program) + report::CAVEAT)
 }
 
 async fn keep_dead_letters(catalog: &Catalog, path: &Path) -> Result<()> {

@@ -24,6 +24,9 @@ use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
 
+/// What a shell says of a program that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
 /// Run the pipeline of a folder of .sql files
 #[derive(Debug, Clone, Args)]
 #[command(before_help = "Example: poundlock run queries/ --trigger 1s --log-format json")]
@@ -73,6 +76,10 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     }
     let options = Options { end, close_windows: args.close_windows };
     drive(program, options, args.reset_state, &environment, &stop, &observer()).await?;
+    if end != End::Never && stop.is_cancelled() {
+        tracing::warn!("stopped before its end; the next start goes on from here");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,7 +145,7 @@ pub fn watch_signals(stop: CancellationToken) -> Result<()> {
             signals += 1;
             if signals > 1 {
                 tracing::warn!("stopped at once; the next start goes on with the batch in hand");
-                std::process::exit(130);
+                std::process::exit(i32::from(INTERRUPTED));
             }
             tracing::info!("finishing the batch in hand; once more to stop at once");
             stop.cancel();

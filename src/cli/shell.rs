@@ -8,7 +8,6 @@ use clap::Args;
 
 use super::environment::Environment;
 use super::flags::SettingFlags;
-use super::load::on_large_stack;
 use super::output::Out;
 use super::sql::catalog::Catalog;
 use super::sql::execute::{Settings, execute};
@@ -64,8 +63,8 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         None => vec![("stdin".into(), read(std::io::stdin(), "stdin")?)],
     };
     let prompt = scripts.is_empty();
-    // The prompt blocks its thread, and a query may be nested deeply.
-    on_large_stack(move |runtime| runtime.block_on(work(&args, &scripts, prompt))).await??;
+    // The prompt blocks this thread, which is none of the runtime's.
+    work(&args, &scripts, prompt).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -122,10 +122,32 @@ pub struct Cut {
     pub losses: Vec<Loss>,
 }
 
-impl Cut {
-    /// Records lost, in all partitions.
-    pub fn lost(&self) -> u64 {
-        self.losses.iter().map(|loss| loss.counted).sum()
+impl Loss {
+    /// Each offset once: a replay finds again what was lost when its batch was planned, and perhaps more.
+    pub fn union(losses: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut losses: Vec<Self> = losses.into_iter().collect();
+        losses.sort_by_key(|loss| (loss.partition, loss.from, loss.to));
+        let mut united: Vec<Self> = Vec::with_capacity(losses.len());
+        for loss in losses {
+            match united.last_mut().filter(|last| last.partition == loss.partition && last.to >= loss.from) {
+                Some(last) if last.to >= loss.to => {}
+                Some(last) => {
+                    last.counted += loss.counted.min(u64::try_from(loss.to - last.to).unwrap_or(0));
+                    last.to = loss.to;
+                }
+                None => united.push(loss),
+            }
+        }
+        united
+    }
+
+    /// The parts before and from an offset.
+    pub fn split(self, at: i64) -> (Option<Self>, Option<Self>) {
+        let part = |from: i64, to: i64| {
+            let counted = self.counted.min(u64::try_from(to - from).unwrap_or(0));
+            (from < to).then_some(Self { from, to, counted, ..self })
+        };
+        (part(self.from, self.to.min(at)), part(self.from.max(at), self.to))
     }
 }
 

@@ -1,7 +1,8 @@
 //! One planned batch: the watermarks it moves, its SQL, its part of the window state, its accounts. Nothing is written.
 //!
 //! What follows here from a plan follows from nothing else, so that a replay gives the same rows. Only the clock is read:
-//! since when a partition has had no rows matters to later plans alone, which say what came of it.
+//! since when a partition has had no rows matters to later plans alone, which say what came of it. If retention took more
+//! before a replay, its account says so.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::start::{Pipeline, now};
 use super::write::{ToWrite, Written};
 use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit};
 use crate::checkpoint::{Commit, Plan};
-use crate::connector::{Cut, Ranges};
+use crate::connector::{Cut, Loss, Ranges};
 use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
@@ -106,14 +107,15 @@ impl Pipeline {
             partition.decoded += rows - undecodable;
         }
         let after = watermark.value();
+        let losses = Loss::union(planned.losses.iter().copied().chain(cut.losses));
         self.positions.insert(name.to_string(), ends(&planned.ranges));
         let account = SourceCommit {
             location: self.program.tables[name].location.clone(),
             ranges: planned.ranges.clone(),
             watermark: after,
             partitions,
-            lost: planned.lost,
-            losses: planned.losses.clone(),
+            lost: losses.iter().map(|loss| loss.counted).sum(),
+            losses,
         };
         Ok((SourceBatch { chunks: cut.chunks, before, after, ahead_limit }, account))
     }

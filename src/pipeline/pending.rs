@@ -6,9 +6,11 @@
 //!            └─▶ no sink holds any part ───────▶ forgotten, planned anew     ┘
 //! ```
 //!
+//! A sink that is off now cannot be asked: it is taken to hold a part.
+//!
 //! So a batch that fails again and again blocks nothing for ever: change its SQL, or make it smaller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use super::start::{Pipeline, fits, open_sinks};
 use super::write::Sinks;
 use crate::checkpoint::{Blob, Checkpoint, Plan, Recovery};
+use crate::connector::TableDefinition;
 use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
@@ -38,13 +41,13 @@ pub(super) async fn finish_old(
     let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
     let old = checkpoint.get_blob(Blob::Program, &plan.program).await?;
     let mut program = plan_stored(&old, &new.settings, lookup).await.map_err(|error| {
-        let hint = "the batch may be half written: start once with the old files and environment, then change them";
-        error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(hint)
+        error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(FINISH_FIRST)
     })?;
-    program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone());
+    let written = |table: &Arc<TableDefinition>| program.tables.contains_key(&table.name);
+    program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !written(table)));
     let mut sinks = open_sinks(&program, checkpoint).await?;
     fits(&sinks, recovery)?;
-    let holding = sinks.holding(plan.number).await?;
+    let holding = holding(&plan, &program, &mut sinks).await?;
     if holding.is_empty() {
         tracing::warn!(batch = plan.number, "the SQL has changed and no sink holds the batch: it is planned anew");
         recovery.forget_pending();
@@ -54,7 +57,7 @@ pub(super) async fn finish_old(
     tracing::warn!(batch = plan.number, "finishing the batch under the SQL it was planned with: {holding:?} hold it");
     let (program, name) = (Arc::new(program), plan.program.clone());
     let mut old = Pipeline::assemble(program, checkpoint, recovery, sinks, name.clone(), Instant::now()).await?;
-    old.restore(recovery, None).await?;
+    old.restore(recovery, None).await.map_err(|error| error.hint(FINISH_FIRST))?;
     for (position, plan) in recovery.pending.iter().enumerate() {
         // The plan behind it was made ahead: nothing of it can be written, so it need not keep the old SQL.
         if position > 0 && (plan.program != name || old.sinks.lock().await.holding(plan.number).await?.is_empty()) {
@@ -70,10 +73,11 @@ pub(super) async fn finish_old(
 }
 
 /// Forgets plans of this text that no sink holds any part of, where the batch would come out otherwise now: smaller, for
-/// the limits have become lower, or for other tables.
+/// the limits have become lower, or for other tables. A batch that a sink may hold is finished as it was planned, without
+/// the tables that it is not written to any more.
 ///
 /// # Errors
-/// Tables were turned on or off, and a sink holds a part of the batch.
+/// Tables were turned on, or sources off, and a sink holds a part of the batch.
 pub(super) async fn plan_anew(recovery: &mut Recovery, sinks: &mut Sinks, program: &Program) -> Result<()> {
     let Some(plan) = recovery.pending.first() else { return Ok(()) };
     let why = match (switched(plan, program).is_empty(), limits_are_lower(plan, &program.settings)) {
@@ -81,7 +85,7 @@ pub(super) async fn plan_anew(recovery: &mut Recovery, sinks: &mut Sinks, progra
         (true, true) => "the limits of a batch are lower",
         (true, false) => return Ok(()),
     };
-    let holding = sinks.holding(plan.number).await?;
+    let holding = holding(plan, program, sinks).await?;
     if holding.is_empty() {
         tracing::warn!(batch = plan.number, "{why} and no sink holds the batch: it is planned anew");
         recovery.forget_pending();
@@ -89,7 +93,46 @@ pub(super) async fn plan_anew(recovery: &mut Recovery, sinks: &mut Sinks, progra
     }
     same_tables(plan, program, &holding)?;
     tracing::warn!(batch = plan.number, "{why}, but {holding:?} hold the batch: it is finished as it was planned");
+    // Nothing of the one behind it can be written.
+    recovery.pending.truncate(1);
     Ok(())
+}
+
+/// Forgets plans whose rows cannot be made again, for the window state they follow from does not fit any more.
+///
+/// # Errors
+/// A sink holds a part of the batch.
+pub(super) async fn forget_unfit(recovery: &mut Recovery, pipeline: &Pipeline) -> Result<()> {
+    let Some(plan) = recovery.pending.first() else { return Ok(()) };
+    let holding = holding(plan, &pipeline.program, &mut *pipeline.sinks.lock().await).await?;
+    if holding.is_empty() {
+        tracing::warn!(
+            batch = plan.number,
+            "no sink holds the batch: it is planned anew, on the state after the reset"
+        );
+        recovery.forget_pending();
+        return Ok(());
+    }
+    let error = Error::user("a batch in hand was planned on window state that does not fit any more");
+    let cause = format!("{} hold a part of it, and the rest cannot be made without that state", holding.join(", "));
+    Err(error.at(format!("batch {}", plan.number)).cause(cause).hint(FINISH_FIRST))
+}
+
+const FINISH_FIRST: &str = "the batch may be half written: start once with the files, the environment and the version \
+                            of poundlock that planned it, then change them";
+
+/// The sinks that hold a part of a batch, and those that may: a table that was on then and is off now cannot be asked.
+async fn holding(plan: &Plan, program: &Program, sinks: &mut Sinks) -> Result<Vec<String>> {
+    let mut holding = sinks.holding(plan.number).await?;
+    holding.extend(unasked(plan, program).into_iter().map(|table| format!("{table} (off, so it cannot be asked)")));
+    Ok(holding)
+}
+
+/// Tables that the batch was to be written to and that are off now.
+fn unasked(plan: &Plan, program: &Program) -> BTreeSet<String> {
+    let before = plan.off.as_ref();
+    let off = program.off.iter().filter(|table| before.is_some_and(|before| !before.contains(*table)));
+    off.filter(|table| program.targets.contains(*table)).cloned().collect()
 }
 
 fn limits_are_lower(plan: &Plan, settings: &Settings) -> bool {
@@ -100,14 +143,14 @@ fn limits_are_lower(plan: &Plan, settings: &Settings) -> bool {
 }
 
 /// The tables that were on when the batch was planned and are off now, or the other way round.
-fn switched(plan: &Plan, program: &Program) -> Vec<String> {
+fn switched(plan: &Plan, program: &Program) -> BTreeSet<String> {
     plan.off.iter().flat_map(|off| off.symmetric_difference(&program.off)).cloned().collect()
 }
 
-/// INSERTs are numbered without those that are off, and the numbers are in the names of files and messages: what one set
-/// of tables has begun, another cannot finish.
+/// A table that is off is simply not written to. But a sink that has a batch takes no rows of another table for it, and the
+/// rows of a source that is off would come again when it is on.
 fn same_tables(plan: &Plan, program: &Program, holding: &[String]) -> Result<()> {
-    let switched = switched(plan, program);
+    let switched: Vec<String> = (&switched(plan, program) - &unasked(plan, program)).into_iter().collect();
     if switched.is_empty() {
         return Ok(());
     }

@@ -164,7 +164,8 @@ impl Runner {
         for (insert, result) in results {
             // The first in the order of the program, so that a replay refuses the same rows for the same reason.
             let (rows, hash) = result.map_err(|error| self.failure_of_insert(error, insert))?;
-            inserts.push(InsertRows { insert, table: Arc::clone(&self.program.inserts[insert].table), rows, hash });
+            let insert = &self.program.inserts[insert];
+            inserts.push(InsertRows { insert: insert.number, table: Arc::clone(&insert.table), rows, hash });
         }
         Ok(Outcome { inserts, deltas, views, refused: vec![] })
     }

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::dimension::Dimension;
-use super::pending::{finish_old, plan_anew};
+use super::pending::{finish_old, forget_unfit, plan_anew};
 use super::restore::ResetState;
 use super::run::Runner;
 use super::watermark::Watermark;
@@ -67,7 +67,11 @@ impl Pipeline {
         plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
         // A batch in hand was planned on the state that is kept, and is finished on it.
-        let unfit = pipeline.restore(&recovery, reset.filter(|_| recovery.pending.is_empty())).await?;
+        let forgets = reset.map(|which| if recovery.pending.is_empty() { which } else { ResetState::Changed });
+        let unfit = pipeline.restore(&recovery, forgets).await?;
+        if !unfit.is_empty() {
+            forget_unfit(&mut recovery, &pipeline).await?;
+        }
         for plan in &recovery.pending {
             pipeline.replay(plan).await?;
         }
@@ -146,7 +150,7 @@ impl Pipeline {
 
 pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint) -> Result<Sinks> {
     let sinks = connector::sinks(&program.written())?;
-    Sinks::open(sinks, checkpoint.identity(), program.dead_letters.clone(), program.inserts.len()).await
+    Sinks::open(sinks, checkpoint.identity(), program.dead_letters.clone(), program.numbers).await
 }
 
 /// Offsets mean something only in the topic they are of.

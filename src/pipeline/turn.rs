@@ -173,8 +173,7 @@ impl Pipeline {
             let watermark = &self.watermarks[name];
             let idle = watermark.idle(cut, planned_at);
             let location = self.program.tables[name].location.clone();
-            let (lost, losses) = (cut.lost(), cut.losses.clone());
-            let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, lost, losses };
+            let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, losses: cut.losses.clone() };
             anything |= !cut.chunks.is_empty() || !cut.losses.is_empty() || cut.ranges.values().any(|r| r.from != r.to);
             anything |= watermark.would_move(&plan, planned_at);
             sources.insert(name.clone(), plan);

@@ -19,9 +19,10 @@ use crate::connector::{
 use crate::point::point;
 use crate::{Error, Result};
 
-/// A sink that fails so often in a row, for about an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
+/// A sink that fails so often in a row, or for an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
 /// restart goes on with this batch.
 const ATTEMPTS_MAX: u32 = 240;
+const WRITE_LIMIT: Duration = Duration::from_secs(3_600);
 /// At the start, whoever started it is watching: half a minute, then an error, whether the attempts are many short ones
 /// or a long one.
 const OPEN_ATTEMPTS_MAX: u32 = 8;
@@ -33,7 +34,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 pub struct Sinks {
     sinks: Vec<OpenSink>,
     dead_letters: Option<Arc<TableDefinition>>,
-    /// Number of INSERTs in the program: the engine's own rows of dead letters are numbered after them.
+    /// INSERTs in the files: the engine's own rows of dead letters are numbered after them.
     inserts: usize,
 }
 
@@ -51,7 +52,6 @@ pub struct Written {
     pub files: BTreeMap<String, Vec<String>>,
     /// Rows of dead letters that the engine added.
     pub engine_rows: Option<InsertRows>,
-    pub refused: u64,
 }
 
 /// A batch that has run.
@@ -119,7 +119,6 @@ impl Sinks {
             let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
             letters.push(DeadLetter::of_sink(refusal, insert)?);
         }
-        written.refused = letters.len() as u64;
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
         point!("write::before_dead_letters");
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
@@ -210,7 +209,7 @@ async fn write_one(
     request: WriteRequest,
     checkpoint: &Checkpoint,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut backoff = Backoff::new(ATTEMPTS_MAX, None);
+    let mut backoff = Backoff::new(ATTEMPTS_MAX, WRITE_LIMIT);
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
@@ -236,18 +235,18 @@ pub struct Backoff {
     attempt: u32,
     attempts_max: u32,
     /// No attempt begins after this.
-    deadline: Option<Instant>,
+    deadline: Instant,
     pause: Duration,
 }
 
 impl Backoff {
-    fn new(attempts_max: u32, deadline: Option<Instant>) -> Self {
-        Self { attempt: 1, attempts_max, deadline, pause: BACKOFF_FIRST }
+    fn new(attempts_max: u32, limit: Duration) -> Self {
+        Self { attempt: 1, attempts_max, deadline: Instant::now() + limit, pause: BACKOFF_FIRST }
     }
 
     /// For what the start opens.
     pub fn at_start() -> Self {
-        Self::new(OPEN_ATTEMPTS_MAX, Some(Instant::now() + OPEN_LIMIT))
+        Self::new(OPEN_ATTEMPTS_MAX, OPEN_LIMIT)
     }
 
     /// Waits after an error that may pass.
@@ -255,7 +254,7 @@ impl Backoff {
     /// # Errors
     /// The error itself, if it will not pass or has come too often.
     pub async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
-        let is_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let is_late = Instant::now() >= self.deadline;
         if !error.is_retryable() || self.attempt >= self.attempts_max || is_late {
             return Err(error);
         }

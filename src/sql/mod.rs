@@ -21,6 +21,8 @@ pub mod types;
 
 pub mod settings;
 
+mod planner;
+
 pub mod program;
 
 pub mod insert;

@@ -11,7 +11,8 @@
 //! rules and three copies of its rows: most of the SQL's cost in a pipeline like the shipped one.
 //!
 //! Only an optimization: the plans of [`super::Program`] stay as they are, say what is read and refused, and are what is
-//! run where a condition fails on some row. Rows, their order and their hashes are the same either way.
+//! run where a condition fails on some row. Rows and their order are the same either way, and so is what is computed of
+//! them, but for an aggregate of floating-point numbers over one batch alone, which depends on how the rows were cut.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,3 +5,4 @@ mod contents;
 mod points;
 mod project;
 mod promises;
+mod runs;

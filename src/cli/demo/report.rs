@@ -3,7 +3,7 @@
 //! This is the one place that knows what the shipped files are about. Where other files are run, the questions that they
 //! have no table for are left out.
 
-use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -83,9 +83,12 @@ pub async fn findings(catalog: &Catalog, counted: Counted) -> String {
     out
 }
 
-/// Where the files are, and what to try next: commands that work when pasted.
-pub fn next_steps(place: &Place, queries: &str, program: &str) -> String {
-    let (program, queries) = (quoted(program), quoted(queries));
+/// Where the files are, and what to try next: commands that work when pasted, of files that are not the shipped ones too.
+pub fn next_steps(place: &Place, queries: &Path, program: &str) -> String {
+    let text = |name: &str| std::fs::read_to_string(queries.join(name)).unwrap_or_default(); // not there: not shipped
+    let has_lake = text("00_tables.sql").contains("lake.user_events");
+    let has_threshold = text("30_anomalies.sql").contains(THRESHOLD);
+    let (program, queries) = (quoted(program), quoted(&queries.display().to_string()));
     let dir = quoted(&place.dir().display().to_string());
     let path = |path: std::path::PathBuf| quoted(&path.display().to_string());
     let database = quoted(&format!("sqlite:{}", place.database().display()));
@@ -99,21 +102,31 @@ pub fn next_steps(place: &Place, queries: &str, program: &str) -> String {
         out += &format!("  {what:<13} {}\n", path.display());
     }
     let (lake, checkpoint, dead_letters) = (path(place.lake()), path(place.checkpoint()), path(place.dead_letters()));
-    // Writing to a String does not fail.
-    write!(
-        out,
-        "\ntry next\n\
-         \x20 ask the lake in SQL (without -c there is a prompt):\n\
-         \x20   DATABASE_URL={database} LAKE_URL={lake} CHECKPOINT_BASE={checkpoint} \\\n\
-         \x20   {program} sql {queries} -c 'SELECT action, count(*) AS events FROM lake.user_events GROUP BY action'\n\
-         \x20 be less easily alarmed, and see other severities (undo: the .bak file is as it was):\n\
-         \x20   sed -i.bak 's/z_score > 5 /z_score > 15 /' {queries}/30_anomalies.sql && {program} demo {queries} --dir {dir} --for 20s\n\
-         \x20 read dead letters: why, and the bytes as they came:\n\
-         \x20   head -n 3 {dead_letters}\n"
-    )
-    .unwrap_or_default();
+    out += "\ntry next\n";
+    let sql =
+        format!("DATABASE_URL={database} LAKE_URL={lake} CHECKPOINT_BASE={checkpoint} \\\n    {program} sql {queries}");
+    let mut step = |what: &str, command: String| out += &format!("  {what}:\n    {command}\n");
+    match has_lake {
+        true => step(
+            "ask the lake in SQL (without -c there is a prompt)",
+            format!("{sql} -c 'SELECT action, count(*) AS events FROM lake.user_events GROUP BY action'"),
+        ),
+        false => step("see the tables (without -c there is a prompt)", format!("{sql} -c 'SHOW TABLES'")),
+    }
+    if has_threshold {
+        step(
+            "be less easily alarmed, and see other severities (undo: the .bak file is as it was)",
+            format!(
+                "sed -i.bak 's/{THRESHOLD}/z_score > 15 /' {queries}/30_anomalies.sql && {program} demo {queries} --dir {dir} --for 20s"
+            ),
+        );
+    }
+    step("read dead letters: why, and the bytes as they came", format!("head -n 3 {dead_letters}"));
     out
 }
+
+/// What the command that edits a threshold looks for.
+const THRESHOLD: &str = "z_score > 5 ";
 
 /// What a demo is not.
 pub const CAVEAT: &str = "\n\
@@ -166,10 +179,12 @@ mod tests {
     fn commands_are_quoted_and_name_what_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let (place, _) = Place::prepare(&folder.path().join("my demo")).unwrap();
-        let text = next_steps(&place, "queries", "target/debug/poundlock");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("queries");
+        let text = next_steps(&place, &shipped, "target/debug/poundlock");
         assert!(text.contains("DATABASE_URL='sqlite:") && text.contains("my demo/demo.db'"), "{text}");
-        let shipped = include_str!("../../../queries/30_anomalies.sql");
-        assert!(shipped.contains("z_score > 5 "), "the threshold that the sed command edits");
+        assert!(text.contains("sed -i.bak") && text.contains("FROM lake.user_events"), "{text}");
+        let text = next_steps(&place, folder.path(), "poundlock");
+        assert!(text.contains("SHOW TABLES") && !text.contains("sed") && !text.contains("user_events"), "{text}");
     }
 
     #[test]

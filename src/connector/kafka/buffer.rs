@@ -241,7 +241,16 @@ impl Buffer {
         if !ranges.iter().all(|(partition, range)| self.has_reached(*partition, range.to)) {
             return Ok(None);
         }
-        let mut cut = Cut { losses: std::mem::take(&mut self.losses), ..Cut::default() };
+        let mut cut = Cut::default();
+        for loss in std::mem::take(&mut self.losses) {
+            // What was lost beyond the end is of the next cut.
+            let (now, later) = match ranges.get(&loss.partition) {
+                Some(range) => loss.split(range.to),
+                None => (None, Some(loss)),
+            };
+            cut.losses.extend(now);
+            self.losses.extend(later);
+        }
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         for partition in partitions {
             let to = ranges.get(&partition).map(|range| range.to);

@@ -81,6 +81,7 @@ impl Context {
 
     /// A broker has: from now on it is missed.
     pub fn answered(&self) {
+        *lock(&self.trouble) = None;
         self.presence.observe(true, Instant::now());
     }
 
@@ -152,6 +153,9 @@ impl ClientContext for Context {
         let is_up = is_any_up(&statistics);
         if let Some(change) = self.presence.observe(is_up, Instant::now()) {
             self.tell(change);
+            if matches!(change, Change::Back(_)) {
+                *lock(&self.trouble) = None;
+            }
         }
         // One broker of several: the others go on.
         if self.lost.swap(false, Ordering::Relaxed)

@@ -135,6 +135,7 @@ impl Session {
         let producer_config = producer_config(cluster, config.clone(), identity, &limits);
         let producer: BaseProducer<Context> =
             producer_config.create_with_context(table.context()).map_err(|error| table.config_error(&error))?;
+        producer.context().answered(); // the brokers did, just now: from here on its errors are news
         let limits = limits.into_iter().map(|(topic, bytes)| {
             let own = producer_config.get("message.max.bytes").and_then(|value| value.parse().ok());
             (topic, bytes.min(own.unwrap_or(bytes)).saturating_sub(MESSAGE_OVERHEAD))

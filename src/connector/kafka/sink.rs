@@ -1,8 +1,8 @@
 //! The tables of one Kafka cluster as a sink: each wave of a batch is one transaction.
 //!
 //! A row is a message: all columns as a JSON object, the key from the column that option 'key' names, and the header
-//! `poundlock-id` = checkpoint's UUID, batch, INSERT and row number, by which a reader can tell repeated messages apart
-//! where there are no transactions ('transactional' 'false').
+//! `poundlock-id` = checkpoint's UUID, batch, when that was planned (for it may be planned anew, with other rows), INSERT and
+//! row number, by which a reader can tell repeated messages apart where there are no transactions ('transactional' 'false').
 //!
 //! A message that the topic is too small for is refused, by its size alone, so that a replay refuses the same rows. How
 //! a batch is recognised as written: see `producer`.
@@ -274,7 +274,8 @@ impl Writer<'_> {
         let headers: Vec<(&str, Texts)> = table.headers.iter().map(header).collect::<Result<_>>()?;
         let limit = self.limits.get(&table.topic).copied().unwrap_or(usize::MAX);
         let is_dead_letters = table.definition.options.get("role").is_some_and(|role| role == "dead_letters");
-        let mut id = format!("{}-{}-{}-", self.identity.uuid, self.request.batch, insert.insert);
+        let request = self.request;
+        let mut id = format!("{}-{}-{}-{}-", self.identity.uuid, request.batch, request.planned_at, insert.insert);
         let prefix = id.len();
         for (index, value) in values.iter().enumerate() {
             let row = first_row + index;

@@ -79,6 +79,7 @@ fn stopped_at(servers: Servers, point: &str, passed: usize, expected: &Contents)
     if !failing.wait(LIMIT).success() {
         project.run(&["--close-windows"]);
     }
+    assert!(failing.log().contains(&format!("fail point {point}")), "nothing failed at {point}:\n{}", failing.log());
     assert_same(&contents::of(&project), expected, point);
 }
 

@@ -195,6 +195,56 @@ fn a_table_is_not_turned_off_in_the_middle_of_a_batch() {
     assert_eq!((ids(&project, "a").len(), ids(&project, "b").len()), (10, 10));
 }
 
+/// A sink that is turned off cannot be asked what it holds, and may be turned off because it is dead.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
+fn a_sink_that_is_turned_off_in_the_middle_of_a_batch_has_nothing_twice() {
+    let mut project = Project::new(Servers::Embedded);
+    project.produce(project.topic("EVENTS"), 0, (0..10).map(event));
+    // The copies are out, the database has nothing.
+    assert!(project.dies(&[], "sqlite::before_write=return;kafka::after_commit=return(die)"));
+    let copies = |project: &Project| messages(project, &format!("{}_copies", project.name)).len();
+    let planned = project.recovery().pending.remove(0).sources["kafka.events"].ranges[&0];
+    let held = copies(&project);
+    assert_eq!(held as i64, planned.to - planned.from);
+    let topic = project.environment.insert("COPIES", String::new()).unwrap();
+    project.produce(project.topic("EVENTS"), 0, (10..20).map(event));
+    // Lower limits would cut it smaller, if no sink held it.
+    let log = project.run(&["--max-bytes-per-batch", "1 KiB"]);
+    contains(&log, &["kafka.copies (off, so it cannot be asked)", "finished as it was planned", "replaying a batch"]);
+    assert_eq!(project.commits()[0].sources["kafka.events"].ranges[&0], planned);
+    assert_eq!(ids(&project, "shares"), (0..20).collect::<Vec<_>>());
+    assert_eq!(copies(&project), held);
+    project.environment.insert("COPIES", topic);
+    project.produce(project.topic("EVENTS"), 0, (20..30).map(event));
+    project.run(&[]);
+    assert_eq!(ids(&project, "shares"), (0..30).collect::<Vec<_>>());
+    assert_eq!(copies(&project), held + 10, "those it was turned off for are not made up for, and none comes twice");
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
+fn a_reset_with_a_batch_in_hand_plans_it_anew_unless_a_sink_holds_a_part() {
+    let changed = QUERIES.replace("count(*) AS n", "count(id) AS n");
+    for held in [false, true] {
+        let project = Project::new(Servers::Embedded);
+        project.feed(0);
+        project.run(&[]);
+        project.feed(1);
+        let point = if held { "sqlite::after_commit=return(die)" } else { "turn::before_write=return(die)" };
+        // As an upgrade that keeps window state otherwise: the text of the plan is that of the files.
+        assert!(project.dies(&[], point));
+        project.write(&changed);
+        let log = project.run(&["--reset-state"]);
+        let settled =
+            if held { "finishing the batch under the SQL" } else { "no sink holds the batch: it is planned anew" };
+        contains(&log, &[settled, "the window state of public.counted was reset"]);
+        let rows = project.rows("SELECT id FROM shares");
+        let ids: std::collections::BTreeSet<&String> = rows.iter().collect();
+        assert_eq!(rows.len(), ids.len());
+    }
+}
+
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
 fn changed_sql_goes_on_after_a_batch_that_is_half_written() {

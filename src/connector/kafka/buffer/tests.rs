@@ -52,6 +52,32 @@ fn a_cut_takes_partitions_in_turn_and_lists_them_in_order() {
 }
 
 #[test]
+fn an_exact_cut_tells_the_losses_in_its_range_and_leaves_the_others_to_the_next() {
+    let loss = |partition, from, to| Loss { partition, from, to, counted: (to - from) as u64 };
+    let mut buffer = buffer(2);
+    buffer.skip_lost(0, 30);
+    buffer.skip_lost(1, 5);
+    for partition in [0, 1] {
+        buffer.partitions.get_mut(&partition).unwrap().resetting = false;
+    }
+    push(&mut buffer, 0, 30..40);
+    push(&mut buffer, 1, 5..10);
+    let cut = buffer.take_exactly(&Ranges::from([(0, range(0, 20))])).unwrap().unwrap();
+    assert_eq!((cut.losses, cut.chunks.len()), (vec![loss(0, 0, 20)], 0));
+    let cut = buffer.take_available(usize::MAX, usize::MAX).unwrap();
+    assert_eq!(cut.losses, [loss(0, 20, 30), loss(1, 0, 5)]);
+    assert_eq!((cut.ranges[&0], cut.ranges[&1]), (range(20, 40), range(0, 10)));
+}
+
+#[test]
+fn losses_that_are_found_again_count_once() {
+    let loss = |partition, from, to| Loss { partition, from, to, counted: (to - from) as u64 };
+    assert_eq!(Loss::union([loss(0, 0, 10), loss(0, 0, 10)]), [loss(0, 0, 10)]);
+    assert_eq!(Loss::union([loss(0, 5, 10), loss(1, 0, 3), loss(0, 0, 7)]), [loss(0, 0, 10), loss(1, 0, 3)]);
+    assert_eq!(Loss::union([loss(0, 0, 2), loss(0, 4, 6)]), [loss(0, 0, 2), loss(0, 4, 6)]);
+}
+
+#[test]
 fn an_exact_cut_splits_and_has_the_rest_read_again() {
     let mut buffer = buffer(1);
     push(&mut buffer, 0, 0..100);

@@ -57,7 +57,11 @@ fn read(brokers: &str, topic: &str) -> Vec<(String, String, String)> {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-                let header = message.headers().map(|headers| text(headers.get(0).value)).unwrap_or_default();
+                let header = message.headers().map(|headers| {
+                    let more = headers.iter().skip(1).map(|more| format!(" {}={}", more.key, text(more.value)));
+                    format!("{}{}", text(headers.get(0).value), more.collect::<String>())
+                });
+                let header = header.unwrap_or_default();
                 assert_eq!(message.timestamp().to_millis(), Some(1_700_000_000_000));
                 messages.push((text(message.key()), text(message.payload()), header));
             }
@@ -92,7 +96,7 @@ async fn without_transactions_rows_are_written_once_in_one_process() {
     assert_eq!(report.inserts[&2], InsertReport { written: 2, conflict: 0, refused: 0 });
     assert!(!report.already && sink.write(&rows).await.unwrap().already);
     assert!(sink.holds(5).await.unwrap() && !sink.holds(6).await.unwrap());
-    let id = |row: usize| format!("{}-5-2-{row}", Uuid::from_u128(7));
+    let id = |row: usize| format!("{}-5-1700000000000000-2-{row} text={}", Uuid::from_u128(7), ["a", "b"][row]);
     let value = |id: i64, text: &str| format!(r#"{{"id":{id},"text":"{text}"}}"#);
     assert_eq!(read(&brokers, "out"), [("1".into(), value(1, "a"), id(0)), ("2".into(), value(2, "b"), id(1))]);
 }

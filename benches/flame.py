@@ -24,6 +24,9 @@ def main(case):
     bench.perf = bench.work / f"flame-{case}.perf"
     CASES[case](bench)
     stacks = fold(bench.perf)
+    # For other tools: one line a stack, frames by ';', then its samples.
+    folded = bench.work / f"flame-{case}.folded"
+    folded.write_text("".join(f"{';'.join(stack)} {samples}\n" for stack, samples in stacks.items()))
     svg = bench.work / f"flame-{case}.svg"
     svg.write_text(draw(stacks, f"poundlock, case {case}: share of CPU time by stack"))
     bench.perf.unlink()

@@ -29,6 +29,8 @@ mod pending;
 
 mod restore;
 
+mod plans;
+
 mod execute;
 
 pub mod turn;

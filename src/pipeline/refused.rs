@@ -7,14 +7,14 @@
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
 
 use super::run::{Batch, REFUSED_MAX, RefusedRow, Runner};
 use crate::connector::Chunk;
+use crate::sql::session::QueryContext;
 use crate::{Error, Result};
 
 /// A part of a program that works row by row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     /// The input of this store of window state.
     Store(usize),
@@ -67,7 +67,7 @@ impl Runner {
         batch: &mut Batch,
         failure: &Failure,
         limit: usize,
-        state: &SessionState,
+        context: &QueryContext,
     ) -> Result<Vec<RefusedRow>> {
         let Some(part) = failure.blames_rows() else { return Err(stopped(batch, failure)) };
         let mut refused = Vec::new();
@@ -78,7 +78,7 @@ impl Runner {
                 let mut parts = vec![(0, keep.len())];
                 while let Some((from, to)) = parts.pop() {
                     let probe = only(batch, &name, slice(&chunk, from, to));
-                    let Err(failure) = self.probe(part, &probe, state).await else { continue };
+                    let Err(failure) = self.probe(part, &probe, context).await else { continue };
                     if failure.blames_rows().is_none() {
                         return Err(stopped(batch, &failure));
                     }
@@ -109,12 +109,12 @@ impl Runner {
         Ok(refused)
     }
 
-    async fn probe(&self, part: Part, batch: &Batch, state: &SessionState) -> std::result::Result<(), Failure> {
+    async fn probe(&self, part: Part, batch: &Batch, context: &QueryContext) -> std::result::Result<(), Failure> {
         self.pin(batch);
         match part {
             Part::Store(number) => self.delta(number, batch, false).await.map(drop),
             Part::Insert(number) => {
-                let rows = self.insert_rows(number, batch, false).collect(state).await;
+                let rows = self.insert_rows(number, batch, false).collect(context).await;
                 rows.map(drop).map_err(|error| self.failure_of_insert(error, number))
             }
         }

@@ -10,6 +10,7 @@ use super::run::Runner;
 use super::start::Pipeline;
 use super::watermark::Watermark;
 use crate::checkpoint::Recovery;
+use crate::sql::session::QueryContext;
 use crate::state::{PaneStore, image};
 use crate::{Error, Result};
 
@@ -38,7 +39,7 @@ impl Pipeline {
         if !unfit.is_empty() && reset.is_none() {
             return Err(changed(&unfit));
         }
-        let state = self.program.state();
+        let context = QueryContext::new(self.program.state(), 1);
         for (bytes, snapshot) in images.into_iter().filter(|_| reset != Some(ResetState::All)) {
             let mut sections = image::read(bytes)?;
             for (store, _) in stores.iter_mut().zip(&fits).filter(|(_, fits)| **fits) {
@@ -49,7 +50,7 @@ impl Pipeline {
                     false if states.is_empty() => {}
                     false => {
                         let watermark = self.watermarks.get(&store.definition().source).and_then(Watermark::value);
-                        store.restored(&states, watermark.unwrap_or(i64::MIN), &state).await?;
+                        store.restored(&states, watermark.unwrap_or(i64::MIN), &context).await?;
                     }
                 }
             }

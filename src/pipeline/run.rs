@@ -14,17 +14,17 @@ use arrow::compute::{cast, max};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::collect;
 use tokio::task::JoinSet;
 
+use super::plans::{Of, Plans};
 use super::refused::{Failure, Part, stopped};
 use super::rows;
 use crate::checkpoint::record::ViewAccount;
 use crate::connector::{Chunk, InsertRows, nullable};
 use crate::sql::Program;
 use crate::sql::functions::{AHEAD_LIMIT, CURRENT_WATERMARK, PLANNED_AT, WATERMARK_BEFORE, timestamp_type};
+use crate::sql::session::QueryContext;
 use crate::sql::windowed::Rows;
 use crate::state::panes::Params;
 use crate::state::{Bounds, Delta, PaneStore};
@@ -80,16 +80,16 @@ pub struct Runner {
     stores: Vec<PaneStore>,
     /// Schemas that rows are handed on in: the table's, all nullable.
     schemas: Vec<SchemaRef>,
+    plans: Arc<Plans>,
     /// For the window state, whose bytes must come out the same again: one partition, so one order.
-    single: Arc<SessionState>,
+    single: QueryContext,
 }
 
 impl Runner {
     pub fn new(program: Arc<Program>, stores: Vec<PaneStore>) -> Self {
         let schemas = program.inserts.iter().map(|insert| nullable(&insert.table.schema)).collect();
-        let mut single = program.state();
-        single.config_mut().options_mut().execution.target_partitions = 1;
-        Self { program, stores, schemas, single: Arc::new(single) }
+        let single = QueryContext::new(program.state(), 1);
+        Self { program, stores, schemas, plans: Arc::default(), single }
     }
 
     pub fn stores(&self) -> &[PaneStore] {
@@ -99,20 +99,21 @@ impl Runner {
     /// # Errors
     /// A query failed other than by single rows, or refuses too many of them. The state is as it was.
     pub async fn run(&self, batch: &Batch) -> Result<Outcome> {
-        let mut state = self.program.state();
-        state.config_mut().options_mut().execution.target_partitions = batch.partitions;
-        let state = Arc::new(state);
-        let outcome = self.run_without_refused(batch, &state).await;
+        let context = match batch.partitions {
+            1 => self.single.clone(),
+            several => QueryContext::new(self.program.state(), several),
+        };
+        let outcome = self.run_without_refused(batch, &context).await;
         self.unpin();
         outcome
     }
 
-    async fn run_without_refused(&self, batch: &Batch, state: &Arc<SessionState>) -> Result<Outcome> {
+    async fn run_without_refused(&self, batch: &Batch, context: &QueryContext) -> Result<Outcome> {
         let mut refused = Vec::new();
         let mut cleaned = batch.clone();
         // Each time round, one part of the program has been freed of all rows that it refuses.
         for _ in 0..=self.stores.len() + self.program.inserts.len() {
-            let failure = match self.try_run(&cleaned, state).await {
+            let failure = match self.try_run(&cleaned, context).await {
                 Ok(mut outcome) => {
                     refused.sort_by_key(|row: &RefusedRow| (row.source.clone(), row.partition, row.offset));
                     outcome.refused = refused;
@@ -120,7 +121,7 @@ impl Runner {
                 }
                 Err(failure) => failure,
             };
-            let found = self.refuse(&mut cleaned, &failure, REFUSED_MAX - refused.len(), state).await?;
+            let found = self.refuse(&mut cleaned, &failure, REFUSED_MAX - refused.len(), context).await?;
             if found.is_empty() {
                 return Err(stopped(batch, &failure));
             }
@@ -142,7 +143,7 @@ impl Runner {
         Ok(())
     }
 
-    async fn try_run(&self, batch: &Batch, state: &Arc<SessionState>) -> std::result::Result<Outcome, Failure> {
+    async fn try_run(&self, batch: &Batch, context: &QueryContext) -> std::result::Result<Outcome, Failure> {
         self.pin(batch);
         let shared = self.pin_shared();
         let (deltas, views) = self.windows(batch, shared).await?;
@@ -152,8 +153,8 @@ impl Runner {
             // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
             // of floating-point numbers, and so the hash of a replay, depend on it.
             let row_wise = self.program.inserts[number].row_wise_over.is_some();
-            let state = Arc::clone(if row_wise { state } else { &self.single });
-            running.spawn(async move { (number, rows.collect(&state).await) });
+            let context = if row_wise { context } else { &self.single }.clone();
+            running.spawn(async move { (number, rows.collect(&context).await) });
         }
         let mut results = BTreeMap::new();
         while let Some(joined) = running.join_next().await {
@@ -176,6 +177,9 @@ impl Runner {
         // More than one partition come back in any order.
         let in_order = insert.in_source_order && batch.partitions == 1;
         InsertQuery {
+            number,
+            shared,
+            plans: Arc::clone(&self.plans),
             plan: self.program.insert_plan(number, shared).clone(),
             params: self.params(batch, &insert.sources),
             schema: Arc::clone(&self.schemas[number]),
@@ -220,7 +224,6 @@ impl Runner {
         for number in 0..self.stores.len() {
             deltas.push(self.delta(number, batch, shared).await?);
         }
-        let state = self.single.clone();
         let views = &self.program.windows.views;
         // Views of one source show the same windows in the same batch, so that they can be joined on them.
         let mut changed: BTreeMap<(&str, i64), BTreeSet<i64>> = BTreeMap::new();
@@ -244,7 +247,7 @@ impl Runner {
                     }
                     Rows::Whole | Rows::Closed => &changed[&(source, view.size)],
                 };
-                let rows = store.rows(view, *wanted, changed, delta, bounds, &state).await;
+                let rows = store.rows(view, *wanted, changed, delta, bounds, &self.single).await;
                 table.pin(rows.map_err(|error| Failure::whole(error, format!("windowed view {}", view.name)))?);
             }
             let late = delta.late.get(&view.size).copied().unwrap_or(0);
@@ -267,8 +270,12 @@ impl Runner {
         let params = self.params(batch, &[source.clone()].into());
         let sizes = of_store().map(|view| view.size);
         let input = self.program.store_input(number, shared);
-        let delta = store.delta(input, &self.single, bounds(batch, source), params, sizes).await;
-        delta.map_err(|error| {
+        let of = Of { part: Part::Store(number), shared, partitions: 1 };
+        let delta = async {
+            let input = self.plans.get(of, input, params, self.single.state()).await?;
+            store.delta(input, &self.single, bounds(batch, source), sizes).await
+        };
+        delta.await.map_err(|error| {
             let names: Vec<&str> = of_store().map(|view| view.name.as_str()).collect();
             Failure { error, part: Some(Part::Store(number)), place: format!("windowed view {}", names.join(", ")) }
         })
@@ -301,6 +308,9 @@ fn bounds(batch: &Batch, source: &str) -> Bounds {
 
 /// An INSERT with the values of a batch.
 pub(super) struct InsertQuery {
+    number: usize,
+    shared: bool,
+    plans: Arc<Plans>,
     plan: LogicalPlan,
     params: Params,
     schema: SchemaRef,
@@ -309,10 +319,12 @@ pub(super) struct InsertQuery {
 
 impl InsertQuery {
     /// Reads what is pinned now; the rows, and their hash.
-    pub async fn collect(self, state: &SessionState) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
-        let plan = self.plan.with_param_values(self.params)?;
-        let plan = state.query_planner().create_physical_plan(&plan, state).await?;
-        let batches = collect(plan, state.task_ctx()).await?;
+    pub async fn collect(self, context: &QueryContext) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
+        let state = context.state();
+        let partitions = state.config_options().execution.target_partitions;
+        let of = Of { part: Part::Insert(self.number), shared: self.shared, partitions };
+        let plan = self.plans.get(of, &self.plan, self.params, state).await?;
+        let batches = context.collect(plan).await?;
         let filled = batches.into_iter().filter(|batch| batch.num_rows() > 0);
         let recast = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec());
         let mut batches = filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?;

@@ -1,8 +1,11 @@
 //! A table whose rows are set batch by batch, under plans that stay.
 //!
 //! Everything a pipeline reads is one of these: the rows of a source between two offsets, the cached rows of a
-//! dimension, the rows of a windowed view. The optimized logical plan is made once; a physical plan takes the rows that
-//! are pinned when it is made, and is run once. One batch runs at a time, so nobody pins while another plan is made.
+//! dimension, the rows of a windowed view. Plans are made once, logical and physical: a scan reads the rows that are
+//! pinned when it is executed. One batch runs at a time, so nobody pins while a plan is run.
+//!
+//! What a physical plan is made by must not depend on the rows, or a replay would join in another order than the batch
+//! did: sizes are told as fixed, rough figures.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,11 +13,19 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Column, Result};
-use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Column, Result, Statistics};
 use datafusion::datasource::source_as_provider;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, TableType};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::memory::MemoryStream;
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, ReplaceChildrenOptions,
+};
 
 use super::bound::{Bound, WatermarkTest};
 
@@ -56,29 +67,62 @@ impl ClosedColumns {
     }
 }
 
+impl PinnedKind {
+    /// About how many rows, for the order of joins: a dimension is held in memory and probed.
+    fn usual_rows(&self) -> usize {
+        match self {
+            Self::Source(_) | Self::Part(_) => 100_000,
+            Self::Windowed { .. } => 10_000,
+            Self::Dimension(_) => 1_000,
+            Self::Sink(_) => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct PinnedTable {
     pub kind: PinnedKind,
+    rows: Arc<PinnedRows>,
+}
+
+/// Rows that scans read when they are executed.
+#[derive(Debug)]
+pub struct PinnedRows {
     schema: SchemaRef,
     rows: RwLock<Arc<Vec<RecordBatch>>>,
 }
 
-impl PinnedTable {
-    pub fn new(kind: PinnedKind, schema: SchemaRef) -> Arc<Self> {
-        Arc::new(Self { kind, schema, rows: RwLock::default() })
+impl PinnedRows {
+    pub fn new(schema: SchemaRef) -> Arc<Self> {
+        Arc::new(Self { schema, rows: RwLock::default() })
     }
 
-    pub fn rows_schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
-    }
-
-    /// Replaces the rows; they must be of the table's schema.
+    /// Replaces the rows; they must be of the schema.
     pub fn pin(&self, rows: Vec<RecordBatch>) {
         *self.rows.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rows);
     }
 
     pub fn pinned(&self) -> Arc<Vec<RecordBatch>> {
         Arc::clone(&self.rows.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl PinnedTable {
+    pub fn new(kind: PinnedKind, schema: SchemaRef) -> Arc<Self> {
+        Arc::new(Self { kind, rows: PinnedRows::new(schema) })
+    }
+
+    pub fn rows_schema(&self) -> SchemaRef {
+        Arc::clone(&self.rows.schema)
+    }
+
+    /// Replaces the rows; they must be of the table's schema.
+    pub fn pin(&self, rows: Vec<RecordBatch>) {
+        self.rows.pin(rows);
+    }
+
+    pub fn pinned(&self) -> Arc<Vec<RecordBatch>> {
+        self.rows.pinned()
     }
 
     /// The pinned table that a scan reads, if it is one.
@@ -91,7 +135,7 @@ impl PinnedTable {
 #[async_trait]
 impl TableProvider for PinnedTable {
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
+        self.rows_schema()
     }
 
     fn table_type(&self) -> TableType {
@@ -109,12 +153,101 @@ impl TableProvider for PinnedTable {
 
     async fn scan(
         &self,
-        _: &dyn Session,
+        state: &dyn Session,
         projection: Option<&Vec<usize>>,
         _: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let rows = self.pinned().as_ref().clone();
-        Ok(MemorySourceConfig::try_new_exec(&[rows], self.schema(), projection.cloned())?)
+        let partitions = state.config_options().execution.target_partitions;
+        let (rows, usual) = (Arc::clone(&self.rows), self.kind.usual_rows());
+        Ok(Arc::new(PinnedExec::try_new(rows, projection.cloned(), partitions, usual)?))
+    }
+}
+
+/// Scans pinned rows. With more than one partition each takes every n-th record batch.
+#[derive(Debug)]
+pub struct PinnedExec {
+    rows: Arc<PinnedRows>,
+    projection: Option<Vec<usize>>,
+    usual_rows: usize,
+    properties: Arc<PlanProperties>,
+}
+
+impl PinnedExec {
+    /// # Errors
+    /// The projection names a column that is not there.
+    pub fn try_new(
+        rows: Arc<PinnedRows>,
+        projection: Option<Vec<usize>>,
+        partitions: usize,
+        usual_rows: usize,
+    ) -> Result<Self> {
+        let schema = match &projection {
+            Some(columns) => Arc::new(rows.schema.project(columns)?),
+            None => Arc::clone(&rows.schema),
+        };
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(partitions.max(1)),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Ok(Self { rows, projection, usual_rows, properties: Arc::new(properties) })
+    }
+}
+
+impl DisplayAs for PinnedExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "PinnedExec: projection={:?}", self.projection)
+    }
+}
+
+impl ExecutionPlan for PinnedExec {
+    fn name(&self) -> &'static str {
+        "PinnedExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let partitions = self.properties.partitioning.partition_count();
+        let rows = self.rows.pinned();
+        let own = rows.iter().skip(partition).step_by(partitions).cloned().collect();
+        let stream = MemoryStream::try_new(own, self.schema(), self.projection.clone())?;
+        Ok(Box::pin(stream))
+    }
+
+    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        const ROW_BYTES: usize = 100;
+        let parts = args.partition().map_or(1, |_| self.properties.partitioning.partition_count());
+        let rows = self.usual_rows / parts;
+        let unknown = Statistics::new_unknown(&self.schema());
+        let (num_rows, total_byte_size) = (Precision::Inexact(rows), Precision::Inexact(rows * ROW_BYTES));
+        Ok(Arc::new(Statistics { num_rows, total_byte_size, ..unknown }))
     }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
-use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::functions::{BatchValues, batch_functions};
@@ -24,6 +26,14 @@ pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValu
     // A bounded pool keeps too little for merging spilled runs by default: a small sort would fail early.
     options.execution.sort_spill_reservation_bytes = (settings.memory / 64).min(10 << 20);
     options.execution.parquet.pushdown_filters = true;
+    // Nothing prunes rows that lie in memory, and a plan with such a filter cannot be run again.
+    if values == BatchValues::Placeholders {
+        let optimizer = &mut config.options_mut().optimizer;
+        optimizer.enable_dynamic_filter_pushdown = false;
+        optimizer.enable_topk_dynamic_filter_pushdown = false;
+        optimizer.enable_join_dynamic_filter_pushdown = false;
+        optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    }
     let config = config.with_information_schema(true);
     let runtime = RuntimeEnvBuilder::new().with_memory_limit(settings.memory, 1.0).build_arc()?;
 
@@ -43,6 +53,33 @@ pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValu
         context.register_udf(function);
     }
     Ok(context)
+}
+
+/// A session as its queries are run in it, for many of them: a task context is a copy of all functions of its session.
+#[derive(Clone)]
+pub struct QueryContext {
+    state: Arc<SessionState>,
+    task: Arc<TaskContext>,
+}
+
+impl QueryContext {
+    pub fn new(mut state: SessionState, target_partitions: usize) -> Self {
+        state.config_mut().options_mut().execution.target_partitions = target_partitions;
+        let task = state.task_ctx();
+        Self { state: Arc::new(state), task }
+    }
+
+    pub fn state(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// All rows of a plan.
+    ///
+    /// # Errors
+    /// The plan's.
+    pub async fn collect(&self, plan: Arc<dyn ExecutionPlan>) -> datafusion::error::Result<Vec<RecordBatch>> {
+        collect(plan, Arc::clone(&self.task)).await
+    }
 }
 
 /// Makes `schema` in the session's own catalog; nothing if it is there.

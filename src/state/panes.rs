@@ -13,24 +13,29 @@
 //! DataFusion hands out slices of one large buffer; what is kept here is copied first.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{cast, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
-use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
-use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::reset_plan_states;
 
 use super::compact::compact;
 use crate::sql::functions::timestamp_type;
+use crate::sql::pinned::{PinnedExec, PinnedRows};
+use crate::sql::session::QueryContext;
 use crate::sql::windowed::{PaneDefinition, Rows, View};
+
+/// Of a batch, about: see `sql::pinned`.
+const USUAL_ROWS: usize = 100_000;
 
 /// What time it is in a batch, in event time and by the clock; µs. `i64::MIN` where there is no watermark yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,11 +73,13 @@ pub struct PaneStore {
     compact_at: usize,
     /// Its part of the memory that queries have, too.
     reservation: Option<MemoryReservation>,
+    /// Made by the first batch.
+    partial: Mutex<Option<(Arc<PinnedRows>, Arc<dyn ExecutionPlan>)>>,
 }
 
 impl PaneStore {
     pub fn new(definition: Arc<PaneDefinition>, compact_at: usize) -> Self {
-        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2), reservation: None }
+        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2), reservation: None, partial: Mutex::default() }
     }
 
     pub fn definition(&self) -> &Arc<PaneDefinition> {
@@ -94,18 +101,15 @@ impl PaneStore {
     }
 
     /// Partial aggregates of the rows that are now pinned below the view; nothing in the store changes.
-    /// `input` is the definition's, over shared rows or not; `sizes` are those of the views, whose late rows are counted.
+    /// `input` is a plan of the definition's, over shared rows or not; `sizes` are those of the views, whose late rows are counted.
     pub async fn delta(
         &self,
-        input: &LogicalPlan,
-        state: &SessionState,
+        input: Arc<dyn ExecutionPlan>,
+        context: &QueryContext,
         bounds: Bounds,
-        params: Params,
         sizes: impl Iterator<Item = i64>,
     ) -> Result<Delta> {
-        let input = input.clone().with_param_values(params)?;
-        let input = state.query_planner().create_physical_plan(&input, state).await?;
-        let rows = collect(input, state.task_ctx()).await?;
+        let rows = context.collect(input).await?;
         let mut delta = Delta { late: sizes.map(|size| (size, 0)).collect(), ..Delta::default() };
         let mut kept = Vec::with_capacity(rows.len());
         for batch in rows {
@@ -114,11 +118,25 @@ impl PaneStore {
         if kept.is_empty() {
             return Ok(delta);
         }
-        let schema = kept[0].schema();
-        let source = MemorySourceConfig::try_new_exec(&[kept], schema, None)?;
-        let states = collect(self.aggregate(AggregateMode::Partial, source, state)?, state.task_ctx()).await?;
-        delta.panes = self.by_pane(&states)?;
+        let (admitted, plan) = self.partial(kept[0].schema(), context.state())?;
+        admitted.pin(kept);
+        let states = context.collect(plan).await;
+        admitted.pin(vec![]);
+        delta.panes = self.by_pane(&states?)?;
         Ok(delta)
+    }
+
+    /// The partial aggregate, and where its rows are pinned.
+    fn partial(&self, schema: SchemaRef, state: &SessionState) -> Result<(Arc<PinnedRows>, Arc<dyn ExecutionPlan>)> {
+        let mut kept = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((rows, plan)) = &*kept {
+            return Ok((Arc::clone(rows), reset_plan_states(Arc::clone(plan))?));
+        }
+        let rows = PinnedRows::new(schema);
+        let source = PinnedExec::try_new(Arc::clone(&rows), None, 1, USUAL_ROWS)?;
+        let plan = self.aggregate(AggregateMode::Partial, Arc::new(source), state)?;
+        *kept = Some((Arc::clone(&rows), Arc::clone(&plan)));
+        Ok((rows, plan))
     }
 
     /// Counts late and ahead rows; keeps the rows that still have an open window.
@@ -156,7 +174,7 @@ impl PaneStore {
     ///
     /// # Errors
     /// The state does not fit into the memory of the session any more.
-    pub async fn apply(&mut self, delta: Delta, after: i64, state: &SessionState) -> Result<()> {
+    pub async fn apply(&mut self, delta: Delta, after: i64, context: &QueryContext) -> Result<()> {
         let mut crowded = BTreeSet::new();
         for (pane, states) in delta.panes {
             let list = self.panes.entry(pane).or_default();
@@ -169,12 +187,12 @@ impl PaneStore {
         for pane in crowded {
             let Some(list) = self.panes.get(&pane) else { continue };
             let rows = list.iter().map(|states| states.rows.clone()).collect();
-            let reduced = self.reduce(AggregateMode::PartialReduce, rows, state).await?;
+            let reduced = self.reduce(AggregateMode::PartialReduce, rows, context).await?;
             let merged = self.by_pane(&reduced)?.into_iter().map(|(_, states)| states).collect();
             self.panes.insert(pane, merged);
         }
         let bytes = self.bytes();
-        let pool = &state.runtime_env().memory_pool;
+        let pool = &context.state().runtime_env().memory_pool;
         let reservation = self.reservation.get_or_insert_with(|| MemoryConsumer::new("window state").register(pool));
         reservation.try_resize(bytes)
     }
@@ -194,9 +212,9 @@ impl PaneStore {
     }
 
     /// Applies the delta of a commit again.
-    pub async fn restored(&mut self, states: &[RecordBatch], after: i64, state: &SessionState) -> Result<()> {
+    pub async fn restored(&mut self, states: &[RecordBatch], after: i64, context: &QueryContext) -> Result<()> {
         let delta = Delta { panes: self.by_pane(states)?, ..Delta::default() };
-        self.apply(delta, after, state).await
+        self.apply(delta, after, context).await
     }
 
     /// The starts of the windows of this size that a batch changes and that are not closed before it.
@@ -219,7 +237,7 @@ impl PaneStore {
         changed: &BTreeSet<i64>,
         delta: &Delta,
         bounds: Bounds,
-        state: &SessionState,
+        context: &QueryContext,
     ) -> Result<Vec<RecordBatch>> {
         let mut merge = Merge::new(self, delta);
         let mut windows = if rows == Rows::Closed { BTreeSet::new() } else { changed.clone() };
@@ -237,7 +255,7 @@ impl PaneStore {
                 states.push(self.as_window(&part, window, view.size)?);
             }
         }
-        let rows = self.reduce(AggregateMode::Final, states, state).await?;
+        let rows = self.reduce(AggregateMode::Final, states, context).await?;
         let schema = view.schema();
         let recast = |batch: RecordBatch| Ok(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec())?);
         rows.into_iter().map(recast).collect()
@@ -275,12 +293,12 @@ impl PaneStore {
         &self,
         mode: AggregateMode,
         states: Vec<RecordBatch>,
-        state: &SessionState,
+        context: &QueryContext,
     ) -> Result<Vec<RecordBatch>> {
         let Some(first) = states.first() else { return Ok(vec![]) };
         let schema = first.schema();
         let input = MemorySourceConfig::try_new_exec(&[states], schema, None)?;
-        collect(self.aggregate(mode, input, state)?, state.task_ctx()).await
+        context.collect(self.aggregate(mode, input, context.state())?).await
     }
 
     /// A pane's states with the bounds of one of its windows written over the bounds of the pane.

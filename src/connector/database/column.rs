@@ -3,7 +3,7 @@
 //! A batch's columns are converted once, whole (small integers to 64 bits, strings to views, dictionaries unpacked), so
 //! that an encoder needs one branch per logical type and no work per value. Strings and bytes keep their buffers.
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryViewArray, StringViewArray};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryViewArray, MAX_INLINE_VIEW_LEN, StringViewArray};
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::compute::cast;
 use arrow::datatypes::{
@@ -15,6 +15,8 @@ use crate::{Error, Result};
 pub(super) struct Column {
     nulls: Option<NullBuffer>,
     pub values: Values,
+    /// Whether a text has the character U+0000, which PostgreSQL cannot hold; perhaps one that the views do not show.
+    pub may_have_nul: bool,
 }
 
 pub(super) enum Values {
@@ -72,13 +74,30 @@ impl Column {
             }
             other => return Err(unexpected(other)),
         };
-        Ok(Self { nulls: wide.nulls().cloned(), values })
+        let may_have_nul = matches!(&values, Values::Text(texts) if may_have_nul(texts));
+        Ok(Self { nulls: wide.nulls().cloned(), values, may_have_nul })
     }
 
     #[inline]
     pub fn is_null(&self, row: usize) -> bool {
         matches!(self.values, Values::Null) || self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row))
     }
+}
+
+/// One pass over the bytes instead of a search in each value.
+fn may_have_nul(texts: &StringViewArray) -> bool {
+    const ONES: u128 = u128::MAX / 255;
+    let is_inline_nul = |view: &u128| {
+        let length = *view as u32;
+        if length > MAX_INLINE_VIEW_LEN {
+            return false;
+        }
+        // The bytes of the text, all others not 0; then the test of Mycroft for a zero byte.
+        let bytes = (*view >> 32) | u128::MAX.checked_shl(8 * length).unwrap_or(0);
+        bytes.wrapping_sub(ONES) & !bytes & (ONES << 7) != 0
+    };
+    texts.data_buffers().iter().any(|buffer| memchr::memchr(0, buffer).is_some())
+        || texts.views().iter().any(is_inline_nul)
 }
 
 fn unexpected(data_type: &DataType) -> Error {
@@ -98,5 +117,24 @@ pub(super) fn supported(data_type: &DataType) -> bool {
             !matches!(item.data_type(), List(_) | LargeList(_)) && supported(item.data_type())
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nul_is_seen_wherever_it_stands_and_none_is_seen_where_none_is() {
+        let may = |texts: &[&str]| may_have_nul(&StringViewArray::from_iter_values(texts.iter().copied()));
+        for length in 0..40 {
+            let text = "x".repeat(length);
+            assert!(!may(&[&text, "é\u{80}\u{1}"]), "{length}");
+            for at in 0..length {
+                let mut text = text.clone();
+                text.replace_range(at..=at, "\0");
+                assert!(may(&["other", &text]), "{length} {at}");
+            }
+        }
     }
 }

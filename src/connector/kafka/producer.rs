@@ -45,6 +45,10 @@ const WRITE_LIMIT: Duration = Duration::from_secs(45);
 /// minute, or until we end it.
 const OPEN_MARKER_LIMIT: Duration = Duration::from_secs(2);
 
+/// Between two looks at the acknowledgements.
+const ACK_PAUSE_FIRST: Duration = Duration::from_micros(100);
+const ACK_PAUSE_MAX: Duration = Duration::from_millis(2);
+
 /// How long clearing up after an error may take; the next producer settles what is left.
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -247,14 +251,17 @@ impl Session {
 
     /// Waits until every message is acknowledged.
     fn flush(&self, deadline: Instant) -> Result<()> {
-        // Not the library's own flush: it sleeps in steps of 100 ms.
+        // Not the library's own flush, which sleeps in steps of 100 ms; nor a poll with a limit, which spins at its end.
+        let mut pause = ACK_PAUSE_FIRST;
         while self.producer.in_flight_count() > 0 && !self.producer.context().has_failed() {
             if Instant::now() >= deadline {
                 return Err(Error::external("the Kafka brokers did not acknowledge the messages in time")
                     .cause(format!("{} of them after {WRITE_LIMIT:?}", self.producer.in_flight_count()))
                     .retryable());
             }
-            self.producer.poll(Duration::from_millis(1));
+            self.producer.poll(Duration::ZERO);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(ACK_PAUSE_MAX);
         }
         let Some(failure) = self.producer.context().take_failure() else { return Ok(()) };
         // A fenced producer drops its messages: then not they are the cause.
@@ -308,7 +315,8 @@ impl Session {
         let deadline = Instant::now() + ABORT_LIMIT;
         self.producer.purge(PurgeConfig::default().queue().inflight());
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
-            self.producer.poll(Duration::from_millis(1));
+            self.producer.poll(Duration::ZERO);
+            std::thread::sleep(ACK_PAUSE_MAX);
         }
         if self.groups.is_some()
             && let Err(error) = self.producer.abort_transaction(left(deadline))
@@ -336,7 +344,8 @@ impl Messages<'_> {
             match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::MessageSizeTooLarge) => return Ok(false),
                 Some(RDKafkaErrorCode::QueueFull) if Instant::now() < self.deadline => {
-                    self.producer.poll(Duration::from_millis(5));
+                    self.producer.poll(Duration::ZERO);
+                    std::thread::sleep(ACK_PAUSE_MAX);
                     message = back;
                 }
                 _ => return Err(transaction_error("a message could not be handed to the Kafka client", &error)),

@@ -166,7 +166,13 @@ impl RowBuilder {
         let data = self.decoder.finish()?;
         let rows = offsets.len();
         let mut errors = self.errors.as_mut().map(|errors| Arc::new(errors.finish()) as ArrayRef);
-        let mut raw = self.raw.as_mut().map(|raw| Arc::new(raw.finish()) as ArrayRef);
+        let mut raw = self.raw.as_mut().map(|raw| {
+            let full = raw.finish();
+            // The next chunk is probably as long: a buffer that grows is copied again and again.
+            let room = (full.values().len() + full.values().len() / 16).min(CHUNK_BYTES);
+            *raw = BinaryBuilder::with_capacity(rows, room);
+            Arc::new(full) as ArrayRef
+        });
         let mut timestamps = self.timestamps.as_mut().map(|times| Arc::new(times.finish()) as ArrayRef);
         let mut keys = self.keys.as_mut().map(|keys| match keys {
             Keys::Bytes(keys) => Arc::new(keys.finish()) as ArrayRef,

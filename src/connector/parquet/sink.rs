@@ -10,18 +10,22 @@
 //! The sink is not told when the batch is committed and needs not be: a file of a batch beyond the last commit does
 //! not count for our readers, and is written again by the replay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
+use arrow::compute::take;
 use async_trait::async_trait;
 use bytes::Bytes;
+use datafusion::common::hash_utils::{RandomState, create_hashes};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
 use super::Table;
@@ -36,6 +40,9 @@ use crate::{Error, Result};
 
 /// Files written at a time; each waits for the disk.
 const CONCURRENT_PUTS: usize = 8;
+
+/// Values of a column that are looked at.
+const SAMPLE: usize = 1_024;
 
 /// INSERTs encoded at a time: one core each.
 const CONCURRENT_ENCODERS: usize = 2;
@@ -255,14 +262,34 @@ impl Encoded {
 }
 
 pub(super) fn encode(table: &Table, rows: &RecordBatch) -> parquet::errors::Result<Bytes> {
-    let properties = WriterProperties::builder()
+    let mut properties = WriterProperties::builder()
         .set_compression(table.compression)
         .set_max_row_group_row_count(Some(table.rows_per_row_group))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .build();
+        .set_statistics_enabled(EnabledStatistics::Chunk);
+    for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
+        if !repeats(column)? {
+            properties = properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), false);
+        }
+    }
+    let properties = properties.build();
     // No Arrow schema in the file: a reader that follows it would see string views, which few know.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), rows.schema(), options)?;
     writer.write(rows)?;
     Ok(writer.into_inner()?.into())
+}
+
+/// Whether the values of a column come again, so that a dictionary of them is worth its making: judged by some of them.
+/// A column of structs, lists or maps is not judged.
+fn repeats(column: &ArrayRef) -> parquet::errors::Result<bool> {
+    if column.len() < SAMPLE || column.data_type().is_nested() {
+        return Ok(true);
+    }
+    // Rows of one moment often have one value: from all over the file.
+    let rows = UInt32Array::from_iter_values((0..SAMPLE).map(|n| (n * column.len() / SAMPLE) as u32));
+    let sample = take(column, &rows, None)?;
+    let mut hashes = vec![0; SAMPLE];
+    create_hashes([&sample], &RandomState::with_seed(0), &mut hashes)
+        .map_err(|e| ParquetError::External(Box::new(e)))?;
+    Ok(hashes.into_iter().collect::<HashSet<u64>>().len() < SAMPLE / 2)
 }

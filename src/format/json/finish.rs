@@ -18,11 +18,14 @@ use super::bytes::Bytes;
 use super::column::Cells;
 use crate::{Error, Result};
 
-/// A full vector for an empty one, without the room that was left: what waits in a queue should be charged for what
-/// it holds.
+/// A full vector for an empty one, with room for as much again, for a vector that grows is copied on its way; without
+/// much room that was left: what waits in a queue should be charged for what it holds.
 pub fn taken<T>(values: &mut Vec<T>) -> Vec<T> {
-    let mut values = std::mem::take(values);
-    values.shrink_to_fit();
+    let length = values.len();
+    let mut values = std::mem::replace(values, Vec::with_capacity(length + length / 16));
+    if values.capacity() > length + length / 4 {
+        values.shrink_to_fit();
+    }
     values
 }
 

@@ -65,11 +65,30 @@ pub(super) fn put_row(
     ordinal: Option<i64>,
 ) -> Result<(), (usize, String)> {
     let start = out.len();
-    let fields = columns.len() + usize::from(ordinal.is_some());
+    put_head(out, columns.len(), ordinal);
+    put_fields(out, columns, targets, row).inspect_err(|_| out.truncate(start))
+}
+
+/// What a row begins with.
+pub(super) fn put_head(out: &mut BytesMut, columns: usize, ordinal: Option<i64>) {
+    let fields = columns + usize::from(ordinal.is_some());
     out.extend_from_slice(&(fields as i16).to_be_bytes());
     if let Some(ordinal) = ordinal {
         put8(out, ordinal.to_be_bytes());
     }
+}
+
+/// Appends the values of a row.
+///
+/// # Errors
+/// As [`put_row`].
+pub(super) fn put_fields(
+    out: &mut BytesMut,
+    columns: &[Column],
+    targets: &[Target],
+    row: usize,
+) -> Result<(), (usize, String)> {
+    let start = out.len();
     for (index, (column, target)) in columns.iter().zip(targets).enumerate() {
         let put = match target.array_of {
             None => put_value(out, column, target.kind, row),
@@ -91,7 +110,7 @@ fn put_value(out: &mut BytesMut, column: &Column, kind: Kind, row: usize) -> Res
     }
     match (&column.values, kind) {
         (Values::Int(v), Kind::Int8) => put8(out, v[row].to_be_bytes()),
-        (Values::Text(v), Kind::Text(length_max)) => return put_text(out, v.value(row), length_max),
+        (Values::Text(v), Kind::Text(length_max)) => return put_text(out, v.value(row), column.may_have_nul, length_max),
         (Values::Timestamp(v, false), Kind::Timestamp) | (Values::Timestamp(v, true), Kind::TimestampTz) => {
             let since_2000 = v[row].checked_sub(EPOCH_MICROS).filter(|t| TIMESTAMPS.contains(t));
             put8(out, since_2000.ok_or("timestamp out of range")?.to_be_bytes());
@@ -116,7 +135,7 @@ fn put_value(out: &mut BytesMut, column: &Column, kind: Kind, row: usize) -> Res
             put4(out, since_2000.ok_or("date out of range")?.to_be_bytes());
         }
         (Values::Text(v), Kind::Jsonb) => {
-            let text = checked(v.value(row))?;
+            let text = checked(v.value(row), column.may_have_nul)?;
             put_length(out, text.len() + 1);
             out.extend_from_slice(&[1]);
             out.extend_from_slice(text.as_bytes());
@@ -175,8 +194,8 @@ fn out_of_range(value: impl std::fmt::Display) -> String {
 
 /// Text that PostgreSQL can hold.
 #[inline]
-fn checked(text: &str) -> Result<&str, String> {
-    if memchr::memchr(0, text.as_bytes()).is_some() {
+fn checked(text: &str, may_have_nul: bool) -> Result<&str, String> {
+    if may_have_nul && memchr::memchr(0, text.as_bytes()).is_some() {
         return Err("text with a NUL character, which PostgreSQL cannot hold".into());
     }
     if text.len() > BYTES_MAX {
@@ -186,8 +205,8 @@ fn checked(text: &str) -> Result<&str, String> {
 }
 
 #[inline]
-fn put_text(out: &mut BytesMut, text: &str, length_max: Option<u32>) -> Result<(), String> {
-    let text = checked(text)?;
+fn put_text(out: &mut BytesMut, text: &str, may_have_nul: bool, length_max: Option<u32>) -> Result<(), String> {
+    let text = checked(text, may_have_nul)?;
     // Spaces beyond the length are cut by the server, as the SQL standard says.
     if let Some(max) = length_max
         && text.len() > max as usize

@@ -24,13 +24,18 @@ pub(super) fn is_exact(target: Target) -> bool {
     target.array_of.is_none() && matches!(target.kind, Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Date)
 }
 
-/// Every row once. `key` are positions among the columns; without one the rows stay as they came.
-pub(super) fn places(batches: &[(usize, Vec<Column>)], total: usize, key: &[usize]) -> Vec<Place> {
+/// Every row once, as they came.
+pub(super) fn as_they_came(batches: &[(usize, Vec<Column>)], total: usize) -> impl Iterator<Item = Place> {
     let ends = batches.iter().skip(1).map(|(start, _)| *start).chain([total]);
-    let each = batches.iter().zip(ends).enumerate().flat_map(|(batch, ((start, _), end))| {
+    batches.iter().zip(ends).enumerate().flat_map(|(batch, ((start, _), end))| {
         // A batch of a pipeline is far below 2³² rows; so is their number.
         (0..end - start).map(move |row| Place { batch: batch as u32, row: row as u32 })
-    });
+    })
+}
+
+/// Every row once, by its key. `key` are positions among the columns; without one the rows stay as they came.
+pub(super) fn places(batches: &[(usize, Vec<Column>)], total: usize, key: &[usize]) -> Vec<Place> {
+    let each = as_they_came(batches, total);
     let words = |place: &Place| {
         let columns = &batches[place.batch as usize].1;
         let word = |n: usize| key.get(n).map_or(0, |column| word(&columns[*column], place.row as usize));

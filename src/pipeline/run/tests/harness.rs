@@ -16,6 +16,7 @@ use crate::pipeline::run::{Batch, Outcome, Runner, SourceBatch, maxima};
 use crate::pipeline::watermark::Watermark;
 use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Wanted;
+use crate::sql::session::QueryContext;
 use crate::sql::{Files, Program, parse};
 use crate::state::image::{self, ImageWriter};
 use crate::state::{Delta, PaneStore};
@@ -265,7 +266,7 @@ impl Sim {
         }
         self.watermark = Watermark::new(self.program.sources[0].watermark.clone(), self.commit.as_ref(), now);
         let mut stores = stores(&self.program);
-        let state = self.program.state();
+        let context = QueryContext::new(self.program.state(), 1);
         let images =
             self.snapshot.iter().map(|image| (image, true)).chain(self.deltas.iter().map(|image| (image, false)));
         for (bytes, snapshot) in images {
@@ -275,7 +276,7 @@ impl Sim {
                 match snapshot {
                     true => states.iter().for_each(|batch| store.restore(std::slice::from_ref(batch)).unwrap()),
                     false if states.is_empty() => {}
-                    false => store.restored(&states, i64::MIN, &state).await.unwrap(),
+                    false => store.restored(&states, i64::MIN, &context).await.unwrap(),
                 }
             }
         }

@@ -119,10 +119,6 @@ impl Error {
         &self.0.message
     }
 
-    pub fn has_snippet(&self) -> bool {
-        !self.0.snippet.is_empty()
-    }
-
     /// Message and cause on one line, for a log field or a dead letter.
     pub fn line(&self) -> String {
         match &self.0.cause {
@@ -130,6 +126,13 @@ impl Error {
             None => self.0.message.clone(),
         }
     }
+}
+
+/// Why a row was refused, as it goes into records and dead letters: bounded, for it may quote the row, and without the
+/// character that databases cannot hold.
+pub fn reason_text(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 500;
+    text.chars().filter(|c| *c != '\0').take(CHARACTERS_MAX).collect()
 }
 
 impl fmt::Display for Error {

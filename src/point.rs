@@ -22,6 +22,17 @@ macro_rules! point {
 }
 pub(crate) use point;
 
+/// What a test puts in the place of a value; nothing in a normal build.
+pub(crate) fn value(point: &str) -> Option<String> {
+    #[cfg(feature = "failpoints")]
+    return fail::eval(point, |value| value).flatten();
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = point;
+        None
+    }
+}
+
 /// The error of a point, unless the process is to die there.
 #[cfg(feature = "failpoints")]
 pub(crate) fn stop(point: &str, action: Option<&str>) -> crate::Error {

@@ -154,10 +154,10 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The storage does not answer.
-    pub async fn put_refused(&self, batch: u64, sink: &str, refusals: &[Refusal]) -> Result<Vec<Refusal>> {
+    pub async fn put_refused(&self, of: BatchPlan, sink: &str, refusals: &[Refusal]) -> Result<Vec<Refusal>> {
         point!("checkpoint::before_refused");
         self.ensure_newest().await?;
-        let key = refused_key(batch, sink)?;
+        let key = refused_key(of, sink)?;
         let bytes = self.0.encode(&key, &refusals, Bytes::new()).await?;
         let refused = match self.0.put_new(&key, bytes).await? {
             true => refusals.to_vec(),
@@ -171,8 +171,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::read_commit`].
-    pub async fn get_refused(&self, batch: u64, sink: &str) -> Result<Option<Vec<Refusal>>> {
-        Ok(self.0.read(&refused_key(batch, sink)?).await?.map(|found| found.record))
+    pub async fn get_refused(&self, of: BatchPlan, sink: &str) -> Result<Option<Vec<Refusal>>> {
+        Ok(self.0.read(&refused_key(of, sink)?).await?.map(|found| found.record))
     }
 
     /// Returns its hash (blake3, hex), to be named in plans. Give it again whenever a plan is to name it that the plan
@@ -272,10 +272,18 @@ pub(super) fn state_key(number: u64) -> String {
     format!("state/{number:020}")
 }
 
-fn refused_key(batch: u64, sink: &str) -> Result<String> {
+/// A batch as it was planned at one time: planned anew, it has other rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchPlan {
+    pub batch: u64,
+    /// µs since 1970, UTC.
+    pub planned_at: i64,
+}
+
+fn refused_key(of: BatchPlan, sink: &str) -> Result<String> {
     let usable = !sink.is_empty() && sink.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if !usable {
         return Err(Error::internal(format!("sink {sink:?} has a name that is not a file name")));
     }
-    Ok(format!("refused/{batch:020}-{sink}"))
+    Ok(format!("refused/{:020}-{}-{sink}", of.batch, of.planned_at))
 }

@@ -7,7 +7,7 @@
 //! <base>/<name>/plan/<N>-<E>             put-if-absent, before anything of batch N is written
 //! <base>/<name>/commit/<N>               put-if-absent, after everything is: the commit and the state delta
 //! <base>/<name>/state/<N>                snapshot of the state after batch N
-//! <base>/<name>/refused/<N>-<sink>       rows that a sink refused, before it reports done
+//! <base>/<name>/refused/<N>-<planned at>-<sink>  rows that a sink refused, before it reports done
 //! <base>/<name>/program/<hash>           SQL text, by content
 //! <base>/<name>/dimension/<hash>         rows of a dimension table, by content
 //! ```
@@ -49,7 +49,7 @@ use crate::point::point;
 use crate::{Error, Result};
 
 pub use durable::Location;
-pub use log::Blob;
+pub use log::{BatchPlan, Blob};
 pub use record::{Commit, Plan};
 pub use recovery::Recovery;
 pub use retain::{COMMITS_KEPT, SNAPSHOTS_KEPT};

@@ -60,7 +60,7 @@ pub struct Commit {
     pub planned_at: i64,
     pub program: String,
     pub sources: BTreeMap<String, SourceCommit>,
-    /// By position of the INSERT.
+    /// By number of the INSERT.
     pub inserts: BTreeMap<usize, InsertCommit>,
     /// By windowed view.
     pub views: BTreeMap<String, ViewAccount>,

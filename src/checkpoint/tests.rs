@@ -262,7 +262,7 @@ async fn the_newest_epoch_wins() {
         old.commit(&commit_of(&plan(2, 1), 1), delta(2)).await.unwrap_err(),
         old.snapshot(1, Bytes::new()).await.unwrap_err(),
         old.retain().await.unwrap_err(),
-        old.put_refused(2, "es", &[]).await.unwrap_err(),
+        old.put_refused(BatchPlan { batch: 2, planned_at: 5 }, "es", &[]).await.unwrap_err(),
         old.ensure_newest().await.unwrap_err(),
     ] {
         assert_eq!(error.message(), "fenced by epoch 2");
@@ -387,12 +387,16 @@ fn plans_of_versions_before_are_read() {
 #[tokio::test]
 async fn refusals_stand_as_they_were_first_stored() {
     let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
-    assert_eq!(checkpoint.get_refused(1, "es").await.unwrap(), None);
+    assert_eq!(checkpoint.get_refused(BatchPlan { batch: 1, planned_at: 5 }, "es").await.unwrap(), None);
     let first = vec![Refusal { insert: 0, row: 3, error: "no such field".into() }];
-    assert_eq!(checkpoint.put_refused(1, "es", &first).await.unwrap(), first);
-    assert_eq!(checkpoint.put_refused(1, "es", &[]).await.unwrap(), first);
-    assert_eq!(checkpoint.get_refused(1, "es").await.unwrap(), Some(first));
-    assert!(checkpoint.put_refused(1, "../x", &[]).await.is_err());
+    assert_eq!(checkpoint.put_refused(BatchPlan { batch: 1, planned_at: 5 }, "es", &first).await.unwrap(), first);
+    assert_eq!(checkpoint.put_refused(BatchPlan { batch: 1, planned_at: 5 }, "es", &[]).await.unwrap(), first);
+    assert_eq!(checkpoint.get_refused(BatchPlan { batch: 1, planned_at: 5 }, "es").await.unwrap(), Some(first));
+    // Planned anew, the batch has other rows.
+    let anew = BatchPlan { batch: 1, planned_at: 6 };
+    assert_eq!(checkpoint.get_refused(anew, "es").await.unwrap(), None);
+    assert_eq!(checkpoint.put_refused(anew, "es", &[]).await.unwrap(), []);
+    assert!(checkpoint.put_refused(BatchPlan { batch: 1, planned_at: 5 }, "../x", &[]).await.is_err());
 }
 
 #[tokio::test]

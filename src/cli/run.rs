@@ -61,9 +61,6 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs) -> Result<ExitCode> {
     let program = load(&args.queries, &args.settings).await?;
     program.settings.name()?;
-    if program.settings.migrate {
-        migrate_beside(&args.queries, &program).await?;
-    }
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
     let end = match (args.once, args.until_caught_up) {
@@ -75,7 +72,8 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
         return Err(Error::user("--close-windows ends a bounded run").hint("add --until-caught-up or --once"));
     }
     let options = Options { end, close_windows: args.close_windows };
-    drive(program, options, args.reset_state, &environment, &stop, &observer()).await?;
+    let migrations = program.settings.migrate.then_some(args.queries.as_path());
+    drive(program, options, args.reset_state, &environment, migrations, &stop, &observer()).await?;
     if end != End::Never && stop.is_cancelled() {
         tracing::warn!("stopped before its end; the next start goes on from here");
         return Ok(ExitCode::from(INTERRUPTED));
@@ -83,7 +81,8 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens a program's pipeline and runs it to its end, or until `stop`.
+/// Opens a program's pipeline and runs it to its end, or until `stop`. The migrations beside the folder are applied when
+/// this process alone runs the pipeline, and what an earlier text has begun is finished.
 ///
 /// # Errors
 /// As [`run`].
@@ -92,6 +91,7 @@ pub async fn drive(
     options: Options,
     reset_state: Option<ResetState>,
     lookup: Lookup<'_>,
+    migrations_beside: Option<&Path>,
     stop: &CancellationToken,
     observer: &Observer,
 ) -> Result<()> {
@@ -101,8 +101,12 @@ pub async fn drive(
     for table in &program.off {
         tracing::info!(table, "is off: its address is empty");
     }
+    let migrate = async |program: &Program| match migrations_beside {
+        Some(queries) => migrate_beside(queries, program).await,
+        None => Ok(()),
+    };
     let mut pipeline = tokio::select! {
-        opened = Pipeline::open(program, reset_state, lookup) => opened?,
+        opened = Pipeline::open(program, reset_state, lookup, migrate) => opened?,
         // Nothing is in hand that a restart would not take up again.
         () = stop.cancelled() => return Ok(()),
     };

@@ -62,6 +62,13 @@ pub struct TableDefinition {
     pub place: String,
 }
 
+impl TableDefinition {
+    /// Whether it takes what the engine itself has to refuse: `'role' 'dead_letters'`.
+    pub fn is_dead_letters(&self) -> bool {
+        self.options.get("role").is_some_and(|role| role.eq_ignore_ascii_case("dead_letters"))
+    }
+}
+
 /// Who writes: in every file name, marker and batch record, so that nobody else's are taken for ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -176,8 +183,8 @@ pub enum StartingOffsets {
 pub trait SourceTable: Send + Sync + fmt::Debug {
     fn definition(&self) -> &Arc<TableDefinition>;
 
-    /// Starts to fetch and decode in the background, from these offsets in the partitions named and from the table's
-    /// own `starting_offsets` in all others. Partitions that are added later begin at their first record.
+    /// Starts to fetch and decode in the background, from these offsets; if there are none, from the table's own
+    /// `starting_offsets`. Partitions that are added later, or that no offset is given for, begin at their first record.
     ///
     /// # Errors
     /// The system cannot be reached in time; the topic does not exist; an offset is not there any more.
@@ -216,6 +223,12 @@ pub trait Source: Send + Sync {
     /// The next offset of every partition when the source was opened.
     fn end_at_start(&self) -> BTreeMap<i32, i64>;
 
+    /// Whether another start would begin elsewhere, for nothing has fixed yet where this one did: `latest`, before the first
+    /// batch.
+    fn begins_anew(&self) -> bool {
+        false
+    }
+
     /// Records between the position of the last cut and the end of the log, as far as known.
     fn lag(&self) -> u64;
 
@@ -234,7 +247,7 @@ pub fn nullable(schema: &Schema) -> SchemaRef {
 /// The rows of one INSERT in one batch, in the order that numbers them.
 #[derive(Debug, Clone)]
 pub struct InsertRows {
-    /// Position of the INSERT in the program, from 0.
+    /// Number of the INSERT among all of the files, from 0.
     pub insert: usize,
     pub table: Arc<TableDefinition>,
     /// In the schema of the table (names, order and types; nullability may differ).
@@ -289,7 +302,7 @@ pub struct InsertReport {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteReport {
-    /// By position of the INSERT.
+    /// By number of the INSERT.
     pub inserts: BTreeMap<usize, InsertReport>,
     pub refusals: Vec<Refusal>,
     /// Files made, by table, relative to the table's location (Parquet only).

@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Int64Type};
 
 use super::run::RefusedRow;
 use crate::connector::{InsertRows, Refusal, TableDefinition, nullable};
+use crate::error::reason_text;
 use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
 
@@ -30,7 +31,7 @@ pub struct DeadLetter {
 impl DeadLetter {
     pub fn of_query(refused: &RefusedRow, source: &TableDefinition) -> Self {
         Self {
-            error: refused.error.clone(),
+            error: reason_text(&refused.error),
             stage: "query",
             sink: None,
             row: refused.row.clone(),
@@ -124,7 +125,8 @@ fn cell(letter: &DeadLetter, field: &Field, batch: Option<i64>) -> Result<ArrayR
         "row_json" => {
             let columns: Vec<usize> = (0..letter.row.num_columns()).collect();
             let encoded = encode_rows(&letter.row, &columns)?;
-            texts(Some(&String::from_utf8_lossy(encoded.row(0))))
+            // An escape that JSON has and jsonb has not.
+            texts(Some(&String::from_utf8_lossy(encoded.row(0)).replace("\\u0000", "")))
         }
         "topic" => texts(letter.topic.as_deref()),
         "partition" => numbers(letter.partition),
@@ -132,5 +134,13 @@ fn cell(letter: &DeadLetter, field: &Field, batch: Option<i64>) -> Result<ArrayR
         "batch" => numbers(batch),
         _ => return Ok(new_null_array(field.data_type(), 1)),
     };
-    Ok(cast(&value, field.data_type())?)
+    let value = cast(&value, field.data_type())?;
+    let is_text = matches!(field.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if !is_text || field.name() != "raw" {
+        return Ok(value);
+    }
+    // A database refuses its own dead letter else, and the batch is stuck for ever.
+    let text = cast(&value, &DataType::Utf8)?;
+    let text: StringArray = text.as_string::<i32>().iter().map(|text| Some(text?.replace('\0', ""))).collect();
+    Ok(cast(&text, field.data_type())?)
 }

@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
+use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::task::JoinHandle;
@@ -89,7 +90,10 @@ impl Dimension {
     /// Pins the version that a plan names.
     pub async fn pin_version(&mut self, hash: &str, checkpoint: &Checkpoint) -> Result<()> {
         let image = checkpoint.get_blob(Blob::Dimension, hash).await?;
-        let rows = StreamReader::try_new(image.as_ref(), None)?.collect::<std::result::Result<Vec<_>, _>>()?;
+        let schema = &self.spec.table.schema;
+        let rows = StreamReader::try_new(image.as_ref(), None)?
+            .map(|batch| RecordBatch::try_new(Arc::clone(schema), batch?.columns().to_vec()));
+        let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
         self.spec.pinned.pin(rows);
         Ok(())
     }
@@ -106,17 +110,27 @@ async fn refresh(table: Arc<TableDefinition>, every: Duration, newest: Arc<Mutex
 }
 
 async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
-    let unreadable = |e: &dyn std::fmt::Display| {
+    let unreadable = |e: DataFusionError| {
         let error = Error::external(format!("could not read table {}", table.name)).at(table.place.clone());
-        error.cause(e)
+        let may_pass = match e.find_root() {
+            DataFusionError::External(own) => own.downcast_ref::<Error>().is_some_and(Error::is_retryable),
+            _ => false,
+        };
+        let error = error.cause(e.strip_backtrace());
+        if may_pass { error.retryable() } else { error }
+    };
+    let declared = |batch: &RecordBatch| {
+        let fits = RecordBatch::try_new(Arc::clone(&table.schema), batch.columns().to_vec());
+        let hint = "declare the column without NOT NULL, or mend the row";
+        fits.map_err(|e| Error::user(format!("table {} is not as declared", table.name)).cause(e).hint(hint))
     };
     let context = SessionContext::new();
     let provider = connector::bounded(table, &context.state(), None).await?;
-    let frame = context.read_table(provider).map_err(|e| unreadable(&e.strip_backtrace()))?;
-    let mut stream = frame.execute_stream().await.map_err(|e| unreadable(&e.strip_backtrace()))?;
+    let frame = context.read_table(provider).map_err(unreadable)?;
+    let mut stream = frame.execute_stream().await.map_err(unreadable)?;
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = stream.next().await {
-        let batch = batch.map_err(|e| unreadable(&e.strip_backtrace()))?;
+        let batch = batch.map_err(unreadable)?;
         let batch = RecordBatch::try_new(nullable(&table.schema), batch.columns().to_vec())?;
         bytes += batch.get_array_memory_size();
         if bytes > BYTES_MAX {
@@ -133,7 +147,6 @@ async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
     writer.finish()?;
     drop(writer);
     let hash = Checkpoint::hash_of(&image);
-    let rows = batches.into_iter().map(|b| RecordBatch::try_new(Arc::clone(&table.schema), b.columns().to_vec()));
-    let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
+    let rows = batches.iter().map(declared).collect::<Result<Vec<_>>>()?;
     Ok(Version { hash, rows, image: image.into() })
 }

@@ -43,8 +43,8 @@ pub(super) async fn finish_old(
     let mut program = plan_stored(&old, &new.settings, lookup).await.map_err(|error| {
         error.at(format!("batch {}, planned under the SQL before its change", plan.number)).hint(FINISH_FIRST)
     })?;
-    let written = |table: &Arc<TableDefinition>| program.tables.contains_key(&table.name);
-    program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !written(table)));
+    let is_target = |table: &Arc<TableDefinition>| program.targets.contains(&table.name);
+    program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !is_target(table)));
     let mut sinks = open_sinks(&program, checkpoint).await?;
     fits(&sinks, recovery)?;
     let holding = holding(&plan, &program, &mut sinks).await?;
@@ -128,11 +128,17 @@ async fn holding(plan: &Plan, program: &Program, sinks: &mut Sinks) -> Result<Ve
     Ok(holding)
 }
 
-/// Tables that the batch was to be written to and that are off now.
+/// Tables that the batch was to be written to and that are off now, but for those that others depend on: a database is
+/// whole only with its dead letters, and files of a batch that is committed without them would count.
 fn unasked(plan: &Plan, program: &Program) -> BTreeSet<String> {
     let before = plan.off.as_ref();
     let off = program.off.iter().filter(|table| before.is_some_and(|before| !before.contains(*table)));
-    off.filter(|table| program.targets.contains(*table)).cloned().collect()
+    let can_be_left_out = |table: &&String| {
+        let definition = program.tables.get(*table);
+        let alone = definition.is_some_and(|table| !table.is_dead_letters() && table.stored_as != "PARQUET");
+        alone && program.targets.contains(*table)
+    };
+    off.filter(can_be_left_out).cloned().collect()
 }
 
 fn limits_are_lower(plan: &Plan, settings: &Settings) -> bool {
@@ -142,9 +148,14 @@ fn limits_are_lower(plan: &Plan, settings: &Settings) -> bool {
     })
 }
 
-/// The tables that were on when the batch was planned and are off now, or the other way round.
+/// The tables that were on when the batch was planned and are off now, or the other way round; and the sources that nobody
+/// reads any more, for what read them is off.
 fn switched(plan: &Plan, program: &Program) -> BTreeSet<String> {
-    plan.off.iter().flat_map(|off| off.symmetric_difference(&program.off)).cloned().collect()
+    let switched = plan.off.iter().flat_map(|off| off.symmetric_difference(&program.off)).cloned();
+    let is_read = |name: &String| program.sources.iter().any(|source| source.table.name == *name);
+    let took_rows = plan.sources.iter().filter(|(_, of)| of.ranges.values().any(|range| range.from != range.to));
+    let unread = took_rows.map(|(name, _)| name.clone()).filter(|name| !is_read(name));
+    switched.chain(unread).collect()
 }
 
 /// A table that is off is simply not written to. But a sink that has a batch takes no rows of another table for it, and the

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::run::Runner;
+use super::run::{Runner, too_large};
 use super::start::Pipeline;
 use super::watermark::Watermark;
 use crate::checkpoint::Recovery;
@@ -50,7 +50,8 @@ impl Pipeline {
                     false if states.is_empty() => {}
                     false => {
                         let watermark = self.watermarks.get(&store.definition().source).and_then(Watermark::value);
-                        store.restored(&states, watermark.unwrap_or(i64::MIN), &context).await?;
+                        let after = watermark.unwrap_or(i64::MIN);
+                        store.restored(&states, after, &context).await.map_err(|error| too_large(&error))?;
                     }
                 }
             }
@@ -105,6 +106,9 @@ impl Pipeline {
 fn changed(views: &[String]) -> Error {
     let views = views.join(", ");
     Error::user(format!("windowed view {views} is new, or its SQL has changed: there is no kept state that fits it"))
-        .cause("the aggregate, its keys, its input, the windows' size, or the version of DataFusion is another")
+        .cause(
+            "the aggregate, its keys, its input, the windows' size, or the version of DataFusion is another; or whatever reads \
+             it was turned off for a while",
+        )
         .hint("change it back, or start with --reset-state: of this view, windows that are open now begin anew")
 }

@@ -134,11 +134,7 @@ impl Runner {
     pub async fn apply(&mut self, deltas: Vec<Delta>, after: &BTreeMap<String, Option<i64>>) -> Result<()> {
         for (store, delta) in self.stores.iter_mut().zip(deltas) {
             let after = after.get(&store.definition().source).copied().flatten().unwrap_or(i64::MIN);
-            store.apply(delta, after, &self.single).await.map_err(|error| {
-                let error =
-                    Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
-                error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
-            })?;
+            store.apply(delta, after, &self.single).await.map_err(|error| too_large(&error))?;
         }
         Ok(())
     }
@@ -295,6 +291,11 @@ impl Runner {
             (name(PLANNED_AT), ScalarValue::TimestampMicrosecond(Some(batch.planned_at), Some("UTC".into()))),
         ]
     }
+}
+
+pub(super) fn too_large(error: &DataFusionError) -> Error {
+    let error = Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
+    error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
 }
 
 fn bounds(batch: &Batch, source: &str) -> Bounds {

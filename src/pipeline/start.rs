@@ -47,12 +47,19 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens everything and finishes what an earlier run has planned but not committed.
+    /// Opens everything and finishes what an earlier run has planned but not committed. `prepare` makes the sinks ready for
+    /// this program, when nothing is left that is to be written under another.
     ///
     /// # Errors
+    /// What `prepare` says.
     /// A server, table or topic is missing; the checkpoint is damaged or another's; the SQL has changed so that window
     /// state cannot be kept (`reset` goes on without it); another process runs the pipeline.
-    pub async fn open(program: Program, reset: Option<ResetState>, lookup: Lookup<'_>) -> Result<Self> {
+    pub async fn open(
+        program: Program,
+        reset: Option<ResetState>,
+        lookup: Lookup<'_>,
+        prepare: impl AsyncFnOnce(&Program) -> Result<()>,
+    ) -> Result<Self> {
         let started = Instant::now();
         let program = Arc::new(program);
         let settings = &program.settings;
@@ -62,6 +69,7 @@ impl Pipeline {
         let text = checkpoint.put_blob(Blob::Program, text).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
         finish_old(&mut recovery, &text, &checkpoint, &program, lookup).await?;
+        prepare(&program).await?;
         let mut sinks = open_sinks(&program, &checkpoint).await?;
         fits(&sinks, &recovery)?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;
@@ -119,6 +127,10 @@ impl Pipeline {
         }
         let mut absent = last.map(|last| last.sources.clone()).unwrap_or_default();
         absent.retain(|name, _| !sources.contains_key(name));
+        for source in absent.values_mut() {
+            source.lost = 0;
+            source.losses.clear();
+        }
         for partition in absent.values_mut().flat_map(|source| source.partitions.values_mut()) {
             let (max_event_time, idle) = (partition.max_event_time, partition.idle);
             *partition = PartitionCommit { max_event_time, idle, ..PartitionCommit::default() };

@@ -176,6 +176,8 @@ impl Pipeline {
             let plan = SourcePlan { location, ranges: cut.ranges.clone(), idle, losses: cut.losses.clone() };
             anything |= !cut.chunks.is_empty() || !cut.losses.is_empty() || cut.ranges.values().any(|r| r.from != r.to);
             anything |= watermark.would_move(&plan, planned_at);
+            // Where it begins is fixed by its first plan, be it without a record.
+            anything |= self.positions[name].is_empty() && self.sources[name].begins_anew();
             sources.insert(name.clone(), plan);
         }
         if !anything {
@@ -260,11 +262,16 @@ impl Pipeline {
                 dimension.pin_version(hash, &self.checkpoint).await?;
             }
         }
-        let silent: Observer = Arc::new(|_| {});
+        let observer: Observer = Arc::new(|progress| {
+            if let Progress::Committed(batch) = progress {
+                let (rows, invalid, late) = (batch.rows, batch.dead_letters, batch.late);
+                tracing::info!(batch = batch.number, rows, invalid, late, "committed the batch that was replayed");
+            }
+        });
         let mut ahead = None;
         self.next = plan.number;
-        self.turn(plan.clone(), cuts, &mut ahead, &silent, Duration::ZERO).await?;
-        self.drain(&mut ahead, &silent).await
+        self.turn(plan.clone(), cuts, &mut ahead, &observer, Duration::ZERO).await?;
+        self.drain(&mut ahead, &observer).await
     }
 
     /// The last batch of a bounded run: no rows, but every window is closed.

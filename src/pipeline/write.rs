@@ -12,7 +12,7 @@ use futures::future::try_join_all;
 
 use super::dead_letters::{self, DeadLetter};
 use super::rows;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{BatchPlan, Checkpoint};
 use crate::connector::{
     Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
 };
@@ -95,7 +95,14 @@ impl Sinks {
     pub async fn holding(&mut self, batch: u64) -> Result<Vec<String>> {
         let mut holding = Vec::new();
         for open in &mut self.sinks {
-            if open.sink.holds(batch).await? {
+            let mut backoff = Backoff::at_start();
+            let holds = loop {
+                match open.sink.holds(batch).await {
+                    Ok(holds) => break holds,
+                    Err(error) => backoff.after(error, open.sink.name(), "ask the sink what it holds").await?,
+                }
+            };
+            if holds {
                 holding.push(open.sink.name().to_string());
             }
         }
@@ -138,7 +145,8 @@ impl Sinks {
         let (None, Some(letter)) = (&self.dead_letters, refused.first()) else { return Ok(()) };
         let error = Error::user("a row was refused, and there is no table for dead letters");
         let error = error.at(format!("batch {}, {}", batch.number, letter.place())).cause(letter.reason());
-        Err(error.hint("declare one with OPTIONS ('role' 'dead_letters')"))
+        let hint = "declare one with OPTIONS ('role' 'dead_letters'): a table that no INSERT writes to";
+        Err(error.hint(hint))
     }
 
     fn with_engine_rows(
@@ -170,6 +178,12 @@ impl Sinks {
         written: &mut Written,
     ) -> Result<Vec<Refusal>> {
         let mut writes = Vec::new();
+        let has_sink = |rows: &&InsertRows| {
+            self.sinks.iter().any(|open| open.tables.is_empty() || open.tables.contains(&rows.table.name))
+        };
+        if let Some(lost) = inserts.iter().find(|rows| !has_sink(rows)) {
+            return Err(Error::internal(format!("table {} has no sink", lost.table.name)));
+        }
         for open in &mut self.sinks {
             let own = |rows: &&InsertRows| open.tables.is_empty() || open.tables.contains(&rows.table.name);
             let inserts: Vec<InsertRows> = inserts.iter().filter(own).cloned().collect();
@@ -218,13 +232,14 @@ async fn write_one(
     };
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
+        let of = BatchPlan { batch: request.batch, planned_at: request.planned_at };
         if report.already {
             // Killed before they were stored: then the sink's own, made again from the same rows, are as good.
-            if let Some(stored) = checkpoint.get_refused(request.batch, name).await? {
+            if let Some(stored) = checkpoint.get_refused(of, name).await? {
                 report.refusals = stored;
             }
         } else if !report.refusals.is_empty() {
-            report.refusals = checkpoint.put_refused(request.batch, name, &report.refusals).await?;
+            report.refusals = checkpoint.put_refused(of, name, &report.refusals).await?;
         }
     }
     Ok((report, request))

@@ -24,6 +24,7 @@ use super::lineage::{row_wise, scans};
 use super::window_tvf::{
     PANE_TIME, SIZE_MAX, WINDOW_END, WINDOW_START, WindowTvf, as_window_tvf, carry, reaches_window_tvf,
 };
+use crate::point;
 
 /// How the rows of a source become partial aggregates, pane by pane.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ impl PaneDefinition {
     pub fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(datafusion::DATAFUSION_VERSION.as_bytes());
+        hasher.update(point::value("state::key").unwrap_or_default().as_bytes());
         hasher.update(&self.slide.to_le_bytes());
         hasher.update(&self.size_max.to_le_bytes());
         hasher.update(&self.twins.to_le_bytes());

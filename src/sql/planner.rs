@@ -131,7 +131,7 @@ impl<'a> Planner<'a> {
 
     fn table(&mut self, definition: TableDefinition, name: &Name, place: &Place) -> Result<()> {
         let definition = Arc::new(definition);
-        let written = self.targets.contains(&definition.name);
+        let written = self.targets.contains(&definition.name) || definition.is_dead_letters();
         let key = definition.name.clone();
         let kind = match (written, definition.unbounded) {
             (false, true) => PinnedKind::Source(key.clone()),
@@ -148,7 +148,7 @@ impl<'a> Planner<'a> {
             self.off.insert(key.clone());
         }
         engine_options::check(&definition).map_err(|e| self.error(place, e))?;
-        if definition.options.get("role").is_some_and(|role| role == "dead_letters") {
+        if definition.is_dead_letters() {
             self.targets.insert(key.clone());
             if let Some(other) = &self.dead_letters {
                 let error = format!("{} already has the role dead_letters; there can be one", other.name);
@@ -345,9 +345,14 @@ impl<'a> Planner<'a> {
         if !self.doubt.is_empty() {
             return Err(Error::internal("a statement was left out, and no error says why"));
         }
-        if self.inserts.is_empty() {
+        if self.numbers == 0 {
             let error = Error::user("the files have no INSERT INTO, so there is nothing to run");
             return Err(error.hint("INSERT INTO table SELECT … FROM source"));
+        }
+        if self.inserts.is_empty() {
+            let off: Vec<&str> = self.off.iter().map(String::as_str).collect();
+            let error = Error::user(format!("all INSERTs are off, for the addresses of {} are empty", off.join(", ")));
+            return Err(error.hint("give a table that is read and one that is written their addresses"));
         }
         self.windows.prune()?;
         let read: BTreeSet<String> = self.inserts.iter().flat_map(|insert| insert.sources.iter().cloned()).collect();

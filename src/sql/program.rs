@@ -93,8 +93,6 @@ pub struct Program {
     pub warnings: Vec<String>,
     /// Tables whose address is empty: nothing is written to them or read from them.
     pub off: BTreeSet<String>,
-    /// blake3 of the stored text, hex.
-    pub hash: String,
     context: SessionContext,
 }
 
@@ -123,11 +121,6 @@ impl Program {
         planner.finish()?;
         let Planner { tables, targets, sources, dimensions, inserts, numbers, .. } = planner;
         let Planner { dead_letters, windows, warnings, off, .. } = planner;
-        let mut hasher = blake3::Hasher::new();
-        for (name, text) in files.stored() {
-            hasher.update(name.as_bytes()).update(b"\0").update(text.as_bytes()).update(b"\0");
-        }
-        let hash = hasher.finalize().to_hex()[..32].to_string();
         let inputs = windows.stores.iter().map(|store| &store.input);
         let plans: Vec<&LogicalPlan> = inserts.iter().map(|insert| &insert.plan).chain(inputs).collect();
         let shared = Shared::find(&plans, &context.state()).unwrap_or_else(|error| {
@@ -148,7 +141,6 @@ impl Program {
             shared,
             warnings,
             off,
-            hash,
             context,
         })
     }

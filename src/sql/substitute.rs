@@ -13,7 +13,8 @@
 //!
 //! The **stored** text is the one that a checkpoint keeps: it gives the same text when it is substituted again, with
 //! thresholds as they were and addresses as they are then. In it, these stay references: `${file:…}`, variables whose
-//! name or value looks like a secret, and everything within CREATE EXTERNAL TABLE.
+//! name or value looks like a secret, and in CREATE EXTERNAL TABLE the LOCATION and the options that say where and how to
+//! connect; not those that rows depend on ([`OF_ROWS`]).
 //!
 //! Invariant: substituting `stored` again, with the same values, gives `text`. A reference that fails is a [`Problem`]
 //! with its place, and the mask stays in the text, so that the statements around it are still looked at.
@@ -38,6 +39,9 @@ pub enum Wanted<'a> {
 
 /// Gives the value, `None` if there is none, or why it cannot be read. The environment is passed in, never asked for.
 pub type Lookup<'a> = &'a dyn Fn(Wanted) -> Result<Option<String>, String>;
+
+/// Options of a table that the rows of a batch depend on, or what becomes of them; or the beginnings of their names.
+const OF_ROWS: [&str; 6] = ["watermark.", "format", "role", "key", "headers", "on_conflict"];
 
 /// A value longer than this is refused.
 const VALUE_BYTES_MAX: usize = 64 * 1024;
@@ -116,7 +120,7 @@ pub fn substitute(source: &str, lookup: Lookup) -> Substituted {
         out.verbatim(source, 0..source.len());
         return out;
     }
-    let declarations = declarations(source, &tokens);
+    let addresses = addresses(source, &tokens);
     let contexts = contexts(source, &tokens, &references);
     let mut done = 0;
     let mut plain = String::new(); // text since the last reference that stays one in `stored`
@@ -130,7 +134,7 @@ pub fn substitute(source: &str, lookup: Lookup) -> Substituted {
             out.stored.push_str(&source[reference.range.clone()]);
             continue;
         }
-        let keep = declarations.iter().any(|d| d.contains(&reference.range.start));
+        let keep = addresses.iter().any(|a| a.contains(&reference.range.start));
         out.replace(source, reference, context, keep, &mut plain, lookup);
     }
     plain.push_str(&source[done..]);
@@ -158,7 +162,7 @@ impl Substituted {
         source: &str,
         reference: &Reference,
         context: Context,
-        in_declaration: bool,
+        in_address: bool,
         plain: &mut String,
         lookup: Lookup,
     ) {
@@ -172,7 +176,7 @@ impl Substituted {
         let next = source[reference.range.end..].chars().next();
         let value = value(&reference.kind, lookup).and_then(|value| {
             let text = fit(&value, context, self.text.chars().next_back(), next)?;
-            if plain.ends_with('$') && self.stays(reference, &value, in_declaration) {
+            if plain.ends_with('$') && self.stays(reference, &value, in_address) {
                 return Err(("a reference cannot follow a value that ends in $".into(), None));
             }
             Ok((value, text))
@@ -189,7 +193,7 @@ impl Substituted {
                 if secret(reference, &value) && value.chars().count() >= SECRET_CHARS_MIN {
                     self.secrets.push((value.clone(), written.to_string()));
                 }
-                if self.stays(reference, &value, in_declaration) {
+                if self.stays(reference, &value, in_address) {
                     self.flush(plain);
                     self.stored.push_str(written);
                 } else {
@@ -199,8 +203,8 @@ impl Substituted {
         }
     }
 
-    fn stays(&self, reference: &Reference, value: &str, in_declaration: bool) -> bool {
-        in_declaration || secret(reference, value)
+    fn stays(&self, reference: &Reference, value: &str, in_address: bool) -> bool {
+        in_address || secret(reference, value)
     }
 }
 
@@ -374,28 +378,44 @@ fn context_of(token: &Token) -> Context {
     }
 }
 
-/// The ranges of the source that are CREATE EXTERNAL TABLE statements.
-fn declarations(source: &str, tokens: &[TokenWithSpan]) -> Vec<Range<usize>> {
+/// The literals of CREATE EXTERNAL TABLE statements that are an address or an option of a connection.
+fn addresses(source: &str, tokens: &[TokenWithSpan]) -> Vec<Range<usize>> {
     let mut cursor = Cursor::new(source);
     let mut found = vec![];
     let mut words = String::new();
-    let mut begin = 0;
-    for token in tokens {
+    // The last two tokens: what a literal is the value of.
+    let mut before: [Option<&Token>; 2] = [None, None];
+    for token in tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))) {
         match &token.token {
-            Token::SemiColon => {
-                let end = cursor.advance(token.span.start.line, token.span.start.column);
-                found.extend(external(&words).then_some(begin..end));
-                (begin, words) = (end, String::new());
-            }
+            Token::SemiColon => words.clear(),
             Token::Word(word) if words.len() < 64 => {
                 words.push_str(&word.value.to_ascii_uppercase());
                 words.push(' ');
             }
+            Token::SingleQuotedString(_) if external(&words) && is_address(before) => {
+                let begin = cursor.advance(token.span.start.line, token.span.start.column);
+                let end = cursor.advance(token.span.end.line, token.span.end.column);
+                found.push(begin..end);
+            }
             _ => {}
         }
+        before = [before[1], Some(&token.token)];
     }
-    found.extend(external(&words).then_some(begin..source.len()));
     found
+}
+
+/// `LOCATION '…'`, or the value of an option: `'name' '…'` behind `(` or `,`.
+fn is_address(before: [Option<&Token>; 2]) -> bool {
+    let [first, last] = before;
+    let option = match last {
+        Some(Token::Word(word)) if word.value.eq_ignore_ascii_case("LOCATION") => return true,
+        Some(Token::SingleQuotedString(name)) => name,
+        Some(Token::Word(word)) => &word.value,
+        _ => return false,
+    };
+    let is_option = matches!(first, Some(Token::LParen | Token::Comma));
+    let of_rows = |known: &&str| option == known || (known.ends_with('.') && option.starts_with(*known));
+    is_option && !OF_ROWS.iter().any(|known| of_rows(&known))
 }
 
 fn external(words: &str) -> bool {

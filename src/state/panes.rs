@@ -24,8 +24,8 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 
 use super::compact::compact;
@@ -79,7 +79,13 @@ pub struct PaneStore {
 
 impl PaneStore {
     pub fn new(definition: Arc<PaneDefinition>, compact_at: usize) -> Self {
-        Self { definition, panes: BTreeMap::new(), compact_at: compact_at.max(2), reservation: None, partial: Mutex::default() }
+        Self {
+            definition,
+            panes: BTreeMap::new(),
+            compact_at: compact_at.max(2),
+            reservation: None,
+            partial: Mutex::default(),
+        }
     }
 
     pub fn definition(&self) -> &Arc<PaneDefinition> {

@@ -112,7 +112,7 @@ impl Builder<'_> {
             Kind::CreateSchema { name, .. } => create_schema(self.context, name),
             Kind::CreateTable(table) => {
                 let definition = Arc::new(define(self.files, table)?);
-                let dead_letters = definition.options.get("role").is_some_and(|role| role == "dead_letters");
+                let dead_letters = definition.is_dead_letters();
                 let written = dead_letters || self.written.contains(&definition.name);
                 let pipeline = written.then(|| Arc::clone(self.pipeline));
                 self.register(&table.name, Arc::new(DeclaredTable { definition, pipeline }), &statement.place)

@@ -126,7 +126,7 @@ impl DatabaseTable {
     }
 
     fn is_dead_letters(&self) -> bool {
-        self.definition.options.get("role").is_some_and(|role| role.eq_ignore_ascii_case("dead_letters"))
+        self.definition.is_dead_letters()
     }
 
     /// The table's name in the database, as messages show it.

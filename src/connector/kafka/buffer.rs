@@ -185,7 +185,12 @@ impl Buffer {
         let mut cut = Cut { losses: std::mem::take(&mut self.losses), ..Cut::default() };
         for (partition, state) in &mut self.partitions {
             let chunks = taken.remove(partition).unwrap_or_default();
-            let to = chunks.last().map_or(state.start, |held| held.last_offset() + 1);
+            let mut to = chunks.last().map_or(state.start, |held| held.last_offset() + 1);
+            if state.is_drained() && !state.resetting {
+                // Behind the last row there may be markers of transactions, or nothing any more.
+                to = to.max(state.reached);
+                state.next = state.next.max(to);
+            }
             cut.ranges.insert(*partition, OffsetRange { from: state.start, to });
             if state.at_end && state.is_drained() {
                 cut.at_end.insert(*partition);

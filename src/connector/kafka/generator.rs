@@ -17,8 +17,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio_util::sync::CancellationToken;
 
 use super::brokers::{Asked, wait};
-use super::client::{Context, OPEN_LIMIT, broker_error, left, topic_missing};
+use super::client::{Context, OPEN_LIMIT, broker_error, left};
 use super::source::{blocking, default};
+use super::topic::topic_missing;
 use crate::{Error, Result};
 
 const SPAM_USERS: [u32; 5] = [10, 455, 789, 123, 999];

@@ -13,6 +13,8 @@ pub mod options;
 
 mod client;
 
+mod topic;
+
 mod brokers;
 
 pub mod source;
@@ -26,6 +28,8 @@ mod rows;
 pub mod sink;
 
 mod producer;
+
+mod marker;
 
 pub mod bounded;
 

@@ -25,20 +25,26 @@ use futures::executor::block_on;
 use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::brokers::wait_with;
-use super::client::{Context, OPEN_LIMIT, broker_error, left, partitions_of};
+use super::client::{Context, OPEN_LIMIT, broker_error, left};
+use super::marker::{Marker, metadata, read_marker};
 use super::options::KafkaTable;
 use super::source::default;
+use super::topic::partitions_of;
 use crate::connector::{Identity, Wave};
 use crate::point::point;
 use crate::{Error, Result};
 
-/// How long the messages of one transaction may take to be acknowledged, and its commit to be answered.
-const WRITE_LIMIT: Duration = Duration::from_secs(45);
+/// How long the messages of one transaction may take to be acknowledged, and its commit to be answered: three quarters of
+/// the table's `kafka.transaction.timeout.ms`, after which the brokers end it.
+fn write_limit(config: &ClientConfig) -> Duration {
+    let timeout = config.get("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
+    Duration::from_millis(timeout.unwrap_or(60_000)) * 3 / 4
+}
 
 /// How long a marker is waited for that is just being written. A start that is alive has committed it within
 /// milliseconds; one that was killed before it could leaves it open until the brokers' time-out for transactions, a
@@ -79,13 +85,6 @@ impl Cluster {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Marker {
-    /// The newest batch that is in.
-    batch: Option<u64>,
-    epoch: u64,
-}
-
 struct Groups {
     rows: ConsumerGroupMetadata,
     dead_letters: ConsumerGroupMetadata,
@@ -102,6 +101,7 @@ pub struct Session {
     /// The size of a message that a topic takes.
     limits: BTreeMap<String, usize>,
     topics: Vec<String>,
+    write_limit: Duration,
 }
 
 impl Session {
@@ -151,6 +151,7 @@ impl Session {
             newest: BTreeMap::new(),
             limits: limits.collect(),
             topics: cluster.topics().into_iter().map(str::to_string).collect(),
+            write_limit: write_limit(&producer_config),
         };
         if cluster.transactional {
             let dead_letters = consumer(Some(&format!("{rows_group}.dead_letters")), "read_committed")?;
@@ -176,10 +177,10 @@ impl Session {
             consumer.group_metadata().ok_or_else(|| Error::internal("a Kafka group has no metadata"))
         };
         // Before anything is fenced: we may be the older one.
-        let marker = match read_marker(rows, &self.identity, Instant::now() + OPEN_MARKER_LIMIT) {
+        let marker = match read_marker(rows, &self.identity, &self.topics, Instant::now() + OPEN_MARKER_LIMIT) {
             Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) => {
                 tracing::info!("a transaction was left open between its messages and its commit: it is ended now");
-                read_marker(&passing_over()?, &self.identity, deadline)
+                read_marker(&passing_over()?, &self.identity, &self.topics, deadline)
             }
             marker => marker,
         };
@@ -190,9 +191,9 @@ impl Session {
                 .hint("give each pipeline a poundlock.name of its own"));
         }
         self.producer.init_transactions(left(deadline)).map_err(|error| failed(&error))?;
-        let marker = read_marker(rows, &self.identity, deadline).map_err(unread)?;
+        let marker = read_marker(rows, &self.identity, &self.topics, deadline).map_err(unread)?;
         self.check_epoch(marker)?;
-        let dead_letters_marker = read_marker(dead_letters, &self.identity, deadline).map_err(unread)?;
+        let dead_letters_marker = read_marker(dead_letters, &self.identity, &self.topics, deadline).map_err(unread)?;
         self.groups = Some(Groups { rows: group(rows)?, dead_letters: group(dead_letters)? });
         self.newest = [(Wave::Rows, marker), (Wave::DeadLetters, dead_letters_marker)]
             .into_iter()
@@ -231,7 +232,7 @@ impl Session {
     /// are transactions.
     pub fn write(&mut self, batch: u64, wave: Wave, messages: impl FnOnce(&mut Messages) -> Result<()>) -> Result<()> {
         point!("kafka::before_write");
-        let deadline = Instant::now() + WRITE_LIMIT;
+        let deadline = Instant::now() + self.write_limit;
         self.producer.context().take_failure();
         if self.groups.is_some() {
             let begun = self.producer.begin_transaction();
@@ -256,7 +257,10 @@ impl Session {
         while self.producer.in_flight_count() > 0 && !self.producer.context().has_failed() {
             if Instant::now() >= deadline {
                 return Err(Error::external("the Kafka brokers did not acknowledge the messages in time")
-                    .cause(format!("{} of them after {WRITE_LIMIT:?}", self.producer.in_flight_count()))
+                    .cause(format!("{} of them after {:?}", self.producer.in_flight_count(), self.write_limit))
+                    .hint(
+                        "raise 'kafka.transaction.timeout.ms', or make batches smaller (poundlock.max_bytes_per_batch)",
+                    )
                     .retryable());
             }
             self.producer.poll(Duration::ZERO);
@@ -291,7 +295,7 @@ impl Session {
         let offset = batch.map_or(0, |batch| batch.saturating_add(1));
         let offset = i64::try_from(offset);
         let offset = offset.map_err(|error| Error::internal("a batch number is too large").cause(error))?;
-        let metadata = format!("poundlock {} {}", self.identity.uuid, self.identity.epoch);
+        let metadata = metadata(&self.identity);
         let mut marker = TopicPartitionList::new();
         for topic in &self.topics {
             let mut element = marker.add_partition(topic, 0);
@@ -378,40 +382,6 @@ fn transaction_error(message: &str, error: &KafkaError) -> Error {
     }
 }
 
-/// The newest marker of ours in this group, at whatever topic it was left.
-fn read_marker(consumer: &BaseConsumer<Context>, identity: &Identity, deadline: Instant) -> KafkaResult<Marker> {
-    let metadata = consumer.fetch_metadata(None, left(deadline))?;
-    let mut asked = TopicPartitionList::new();
-    for topic in metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
-        asked.add_partition(topic.name(), 0);
-    }
-    if asked.count() == 0 {
-        return Ok(Marker::default());
-    }
-    let found = consumer.committed_offsets(asked, left(deadline))?;
-    let ours = identity.uuid.to_string();
-    let mut newest = Marker::default();
-    for element in found.elements() {
-        let Offset::Offset(offset) = element.offset() else { continue };
-        element.error()?;
-        match parse_marker(element.metadata(), offset) {
-            Some((uuid, marker)) if uuid == ours => {
-                newest.batch = newest.batch.max(marker.batch);
-                newest.epoch = newest.epoch.max(marker.epoch);
-            }
-            _ => tracing::info!(topic = element.topic(), "the marker of another checkpoint is passed over"),
-        }
-    }
-    Ok(newest)
-}
-
-/// `poundlock <uuid> <epoch>` and N+1.
-fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
-    let (uuid, epoch) = metadata.strip_prefix("poundlock ")?.split_once(' ')?;
-    let batch = u64::try_from(offset).ok()?.checked_sub(1);
-    Some((uuid, Marker { batch, epoch: epoch.parse().ok()? }))
-}
-
 /// librdkafka's own broker never answers what its topics take: each start would wait in vain.
 fn is_in_process(questions: &BaseConsumer<Context>, deadline: Instant) -> bool {
     questions.client().fetch_cluster_id(left(deadline)).is_some_and(|id| id.starts_with("mockCluster"))
@@ -471,20 +441,4 @@ fn producer_config(
         config.set("transactional.id", &identity.name);
     }
     config
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_marker_names_its_checkpoint_and_its_epoch() {
-        let uuid = "8b7c2e9a-0000-4000-8000-000000000001";
-        let parsed = parse_marker("poundlock 8b7c2e9a-0000-4000-8000-000000000001 7", 42);
-        assert_eq!(parsed, Some((uuid, Marker { batch: Some(41), epoch: 7 })));
-        assert_eq!(parse_marker("poundlock x 7", 0), Some(("x", Marker { batch: None, epoch: 7 })));
-        for foreign in ["", "poundlock", "poundlock x", "flink x 1", "poundlock x -1"] {
-            assert_eq!(parse_marker(foreign, 5), None, "{foreign}");
-        }
-    }
 }

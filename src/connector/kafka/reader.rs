@@ -17,10 +17,11 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::buffer::Buffer;
-use super::client::{Context, TopicState, broker_error, lock, topic_state, watermarks};
+use super::client::{Context, broker_error, lock};
 use super::options::KafkaTable;
 use super::rows::Record;
 use super::source::Shared;
+use super::topic::{TopicState, topic_state, watermarks};
 use crate::connector::OffsetRange;
 use crate::{Error, Result};
 
@@ -304,9 +305,16 @@ impl Reader {
             // Passing trouble: librdkafka has reported it already.
             Ok(TopicState::NotReady(_)) | Err(_) => return Ok(()),
         };
-        self.missing = 0;
         let known: BTreeSet<i32> = lock(&self.shared.buffer).partitions.keys().copied().collect();
-        if let Some(gone) = known.iter().find(|partition| !found.contains(partition)) {
+        let gone = known.iter().find(|partition| !found.contains(partition));
+        // Not at the first word: a broker that has just started may know less.
+        if gone.is_some() && self.missing == 0 {
+            self.missing += 1;
+            self.discover_at = Instant::now() + ASK_AGAIN;
+            return Ok(());
+        }
+        self.missing = 0;
+        if let Some(gone) = gone {
             return Err(Error::external(format!("partition {gone} of topic {:?} is gone", self.table.topic))
                 .hint("was the topic deleted and made again with fewer partitions?"));
         }

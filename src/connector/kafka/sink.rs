@@ -92,6 +92,7 @@ impl KafkaSink {
                 }
             }
         }
+        errors.extend(same_cluster_twice(&clusters));
         if let Some(error) = Error::all(errors) {
             return Err(error);
         }
@@ -135,6 +136,22 @@ impl KafkaSink {
         };
         blocking(work).await
     }
+}
+
+/// Two lists of brokers that share one are one cluster, whose producers would fence each other.
+fn same_cluster_twice(clusters: &BTreeMap<String, Cluster>) -> Option<Error> {
+    let mut known: BTreeMap<&str, &Cluster> = BTreeMap::new();
+    for (brokers, cluster) in clusters {
+        for broker in brokers.split(',') {
+            let Some(other) = known.insert(broker, cluster) else { continue };
+            let (one, two) = (other.tables.values().next()?, cluster.tables.values().next()?);
+            let names = format!("tables {} and {}", one.definition.name, two.definition.name);
+            let error = Error::user(format!("{names} name {broker} in different lists of brokers"));
+            let error = error.at(two.definition.place.clone());
+            return Some(error.hint("give all tables of one cluster the same 'brokers': they share a transaction"));
+        }
+    }
+    None
 }
 
 /// What only a table that is written must keep: every type has a form in JSON, key and headers one as text.
@@ -273,7 +290,7 @@ impl Writer<'_> {
         let header = |column: &usize| Ok((schema.field(*column).name().as_str(), Texts::of(batch.column(*column))?));
         let headers: Vec<(&str, Texts)> = table.headers.iter().map(header).collect::<Result<_>>()?;
         let limit = self.limits.get(&table.topic).copied().unwrap_or(usize::MAX);
-        let is_dead_letters = table.definition.options.get("role").is_some_and(|role| role == "dead_letters");
+        let is_dead_letters = table.definition.is_dead_letters();
         let request = self.request;
         let mut id = format!("{}-{}-{}-{}-", self.identity.uuid, request.batch, request.planned_at, insert.insert);
         let prefix = id.len();
@@ -319,7 +336,7 @@ impl Writer<'_> {
 /// A dead letter that the topic cannot take whole, without what makes it large: its place in the source tells where the
 /// bytes are. Better than a pipeline that stops for ever because a bad record is a big one.
 fn without_bulk(batch: &RecordBatch, row: usize) -> Result<EncodedRows> {
-    let bulk = ["raw", "payload", "row_json"];
+    let bulk = ["raw", "payload", "row_json", "error"];
     let schema = batch.schema();
     let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
         match bulk.contains(&field.name().as_str()) {

@@ -25,10 +25,11 @@ use tokio::sync::Notify;
 
 use super::brokers::wait_with;
 use super::buffer::Buffer;
-use super::client::{Context, OPEN_LIMIT, broker_error, left, lock, partitions_of, watermarks_when_led};
+use super::client::{Context, OPEN_LIMIT, broker_error, left, lock};
 use super::options::KafkaTable;
 use super::reader::{Reader, assign, data_loss, offsets, truncated};
 use super::rows::{CHUNK_ROWS, RowBuilder, RowLayout};
+use super::topic::{partitions_of, watermarks_when_led};
 use crate::connector::{Cut, CutLimit, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition};
 use crate::{Error, Result};
 
@@ -153,6 +154,8 @@ pub struct KafkaSource {
     /// `None` only while it is dropped: the reader thread closes the consumer.
     consumer: Option<Arc<BaseConsumer<Context>>>,
     end_at_start: BTreeMap<i32, i64>,
+    /// See [`Source::begins_anew`].
+    begins_anew: bool,
     /// Disconnected when the thread has ended.
     ended: Mutex<Receiver<()>>,
     /// Whether dropping waits for the thread; an ad-hoc query has nothing to commit.
@@ -267,6 +270,10 @@ impl Source for KafkaSource {
         self.end_at_start.clone()
     }
 
+    fn begins_anew(&self) -> bool {
+        self.begins_anew
+    }
+
     fn lag(&self) -> u64 {
         let ends = self.consumer.as_ref().map(|consumer| consumer.context().ends().clone()).unwrap_or_default();
         self.shared.with_buffer(|buffer| buffer.lag(&ends))
@@ -361,7 +368,10 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         positions.insert(*partition, start.max(log.from));
     }
     assign(&consumer, table, &positions)?;
-    start(table, consumer, buffer, logs.iter().map(|(partition, log)| (*partition, log.to)).collect())
+    let ends = logs.iter().map(|(partition, log)| (*partition, log.to)).collect();
+    let mut source = start(table, consumer, buffer, ends)?;
+    source.begins_anew = from.is_empty() && table.starting_offsets == StartingOffsets::Latest;
+    Ok(source)
 }
 
 fn start(
@@ -396,6 +406,7 @@ fn start(
         shared,
         consumer: Some(consumer),
         end_at_start,
+        begins_anew: false,
         ended: Mutex::new(ended),
         wait_on_drop: true,
     })

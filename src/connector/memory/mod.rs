@@ -129,8 +129,7 @@ impl MemorySink {
     #[must_use]
     pub fn of(mut self, tables: &[Arc<TableDefinition>]) -> Self {
         self.tables = tables.iter().map(|table| table.name.clone()).collect();
-        let is_for_dead_letters =
-            |table: &Arc<TableDefinition>| table.options.get("role").is_some_and(|role| role == "dead_letters");
+        let is_for_dead_letters = |table: &Arc<TableDefinition>| table.is_dead_letters();
         self.dead_letters = tables.iter().any(is_for_dead_letters);
         self
     }

@@ -172,11 +172,6 @@ impl ParquetTable {
         Self { table, scanned, order, files }
     }
 
-    /// Files that the table consists of.
-    pub fn file_count(&self) -> usize {
-        self.files.len()
-    }
-
     fn on_partitions(&self, filter: &Expr) -> bool {
         let columns: Vec<&str> = self.table.definition.partition_columns.iter().map(String::as_str).collect();
         !columns.is_empty() && expr_applicable_for_cols(&columns, filter)

@@ -113,7 +113,8 @@ fn what_is_wrong_is_said() {
 #[test]
 fn the_stored_text_keeps_thresholds_and_not_addresses() {
     let source = "\
-CREATE UNBOUNDED EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION '${A}' OPTIONS ('brokers' '${NONE:-b}');
+CREATE UNBOUNDED EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION '${A}' OPTIONS ('brokers' '${NONE:-b}',
+  'watermark.delay' '${A} seconds', 'timeout' '${A} s', 'format' '${NONE:-json}', 'kafka.key' '${A}');
 CREATE VIEW v AS SELECT * FROM t WHERE a > ${A} AND b = '${file:/run/secrets/db}' AND c = '${DB_PASSWORD}';
 -- CREATE EXTERNAL
 SET x = '${REFERENCE}'; -- ${A}
@@ -121,7 +122,8 @@ SET url = '${URL}'";
     assert_eq!(
         stored(source),
         "\
-CREATE UNBOUNDED EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION '${A}' OPTIONS ('brokers' '${NONE:-b}');
+CREATE UNBOUNDED EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION '${A}' OPTIONS ('brokers' '${NONE:-b}',
+  'watermark.delay' '5 seconds', 'timeout' '${A} s', 'format' 'json', 'kafka.key' '${A}');
 CREATE VIEW v AS SELECT * FROM t WHERE a > 5 AND b = '${file:/run/secrets/db}' AND c = '${DB_PASSWORD}';
 -- CREATE EXTERNAL
 SET x = '$${A} and $$${A}'; -- ${A}

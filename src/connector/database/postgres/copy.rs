@@ -110,7 +110,9 @@ fn put_value(out: &mut BytesMut, column: &Column, kind: Kind, row: usize) -> Res
     }
     match (&column.values, kind) {
         (Values::Int(v), Kind::Int8) => put8(out, v[row].to_be_bytes()),
-        (Values::Text(v), Kind::Text(length_max)) => return put_text(out, v.value(row), column.may_have_nul, length_max),
+        (Values::Text(v), Kind::Text(length_max)) => {
+            return put_text(out, v.value(row), column.may_have_nul, length_max);
+        }
         (Values::Timestamp(v, false), Kind::Timestamp) | (Values::Timestamp(v, true), Kind::TimestampTz) => {
             let since_2000 = v[row].checked_sub(EPOCH_MICROS).filter(|t| TIMESTAMPS.contains(t));
             put8(out, since_2000.ok_or("timestamp out of range")?.to_be_bytes());

@@ -105,7 +105,8 @@ impl Session {
         let client = &self.client;
         let ended = |e: tokio_postgres::Error| failure(&e, &format!("could not write batch {}", request.batch));
         point!("postgres::before_write");
-        client.batch_execute("BEGIN").await.map_err(ended)?;
+        // A constraint that is deferred would refuse its row at COMMIT, and nobody would know which.
+        client.batch_execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE").await.map_err(ended)?;
         if let Some(report) = self.ledger.enter(client, identity, request).await? {
             client.batch_execute("ROLLBACK").await.map_err(ended)?;
             return Ok(report);

@@ -28,9 +28,10 @@ use super::copy::{HEADER, TRAILER, Target, put_fields, put_head, put_row};
 use super::error::{Class, class, failure, is_unique_violation, reason};
 use super::order::{Place, as_they_came, is_exact, places};
 use crate::connector::database::column::Column;
-use crate::connector::database::ledger::{error_text, too_many_refused};
+use crate::connector::database::ledger::too_many_refused;
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX, quoted, quoted_list};
 use crate::connector::{InsertReport, InsertRows, Refusal};
+use crate::error::reason_text;
 use crate::{Error, Result};
 
 /// Bytes handed to the connection at once.
@@ -170,7 +171,8 @@ impl Writer {
             refused: refused.len() as u64,
         };
         let refusals = refused.into_iter();
-        let refusals = refusals.map(|(row, e)| Refusal { insert: insert.insert, row, error: error_text(&e) }).collect();
+        let refusals =
+            refusals.map(|(row, e)| Refusal { insert: insert.insert, row, error: reason_text(&e) }).collect();
         Ok((report, refusals))
     }
 

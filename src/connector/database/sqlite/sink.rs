@@ -16,11 +16,11 @@ use super::bind::{Unbound, bind};
 use super::{create_table, failure, insert_statement, is_refusal, open, target};
 use crate::connector::database::column::{Column, supported};
 use crate::connector::database::ledger::{
-    BATCHES_KEPT, RETENTION_EVERY, error_text, fenced, hashes, json, offsets_json, stored_report, too_many_refused,
-    wave_name,
+    BATCHES_KEPT, RETENTION_EVERY, fenced, hashes, json, offsets_json, stored_report, too_many_refused, wave_name,
 };
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX};
 use crate::connector::{Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, Wave, WriteReport, WriteRequest};
+use crate::error::reason_text;
 use crate::point::point;
 use crate::{Error, Result};
 
@@ -286,7 +286,7 @@ fn write_insert(
                 return Err(too_many_refused(&insert.table.name, &refused));
             }
             report.refused += 1;
-            refusals.push(Refusal { insert: insert.insert, row: number + row, error: error_text(&refused) });
+            refusals.push(Refusal { insert: insert.insert, row: number + row, error: reason_text(&refused) });
         }
         number += batch.num_rows();
     }

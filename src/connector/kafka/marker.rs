@@ -1,0 +1,84 @@
+//! The mark that says which batch of a pipeline is in: an offset that a transaction commits to a private group, with
+//! metadata `poundlock <uuid> <epoch>`. See `producer` for where it stands and who reads it.
+
+use std::time::Instant;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::{Context, left};
+use crate::connector::Identity;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Marker {
+    /// The newest batch that is in.
+    pub batch: Option<u64>,
+    pub epoch: u64,
+}
+
+/// The newest marker of ours in this group, at whatever topic it was left.
+pub fn read_marker(
+    consumer: &BaseConsumer<Context>,
+    identity: &Identity,
+    own: &[String],
+    deadline: Instant,
+) -> KafkaResult<Marker> {
+    let metadata = consumer.fetch_metadata(None, left(deadline))?;
+    let mut asked = TopicPartitionList::new();
+    for topic in metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
+        asked.add_partition(topic.name(), 0);
+    }
+    if asked.count() == 0 {
+        return Ok(Marker::default());
+    }
+    let found = consumer.committed_offsets(asked, left(deadline))?;
+    let ours = identity.uuid.to_string();
+    let mut newest = Marker::default();
+    for element in found.elements() {
+        // First: an offset that could not be read is no offset, not none.
+        if let Err(error) = element.error() {
+            // Of others' topics we may know nothing.
+            if own.iter().any(|topic| topic == element.topic()) {
+                return Err(error);
+            }
+            continue;
+        }
+        let Offset::Offset(offset) = element.offset() else { continue };
+        match parse_marker(element.metadata(), offset) {
+            Some((uuid, marker)) if uuid == ours => {
+                newest.batch = newest.batch.max(marker.batch);
+                newest.epoch = newest.epoch.max(marker.epoch);
+            }
+            _ => tracing::info!(topic = element.topic(), "the marker of another checkpoint is passed over"),
+        }
+    }
+    Ok(newest)
+}
+
+pub fn metadata(identity: &Identity) -> String {
+    format!("poundlock {} {}", identity.uuid, identity.epoch)
+}
+
+/// `poundlock <uuid> <epoch>` and N+1.
+fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
+    let (uuid, epoch) = metadata.strip_prefix("poundlock ")?.split_once(' ')?;
+    let batch = u64::try_from(offset).ok()?.checked_sub(1);
+    Some((uuid, Marker { batch, epoch: epoch.parse().ok()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_names_its_checkpoint_and_its_epoch() {
+        let uuid = "8b7c2e9a-0000-4000-8000-000000000001";
+        let parsed = parse_marker("poundlock 8b7c2e9a-0000-4000-8000-000000000001 7", 42);
+        assert_eq!(parsed, Some((uuid, Marker { batch: Some(41), epoch: 7 })));
+        assert_eq!(parse_marker("poundlock x 7", 0), Some(("x", Marker { batch: None, epoch: 7 })));
+        for foreign in ["", "poundlock", "poundlock x", "flink x 1", "poundlock x -1"] {
+            assert_eq!(parse_marker(foreign, 5), None, "{foreign}");
+        }
+    }
+}

@@ -63,7 +63,7 @@ prerequisites:
 	@tests/services/prerequisites
 
 services:
-	@tests/services/with kafka postgres -- bash -c 'echo "KAFKA_BROKER=$$KAFKA_BROKERS DATABASE_URL=$$DATABASE_URL"; echo "Ctrl-C stops them"; sleep infinity'
+	@INTERRUPT_ENDS=1 tests/services/with kafka postgres -- bash -c 'echo "export KAFKA_BROKER=$$KAFKA_BROKERS DATABASE_URL=$$DATABASE_URL"; echo "Ctrl-C stops them"; sleep infinity'
 
 clean:
 	cargo clean

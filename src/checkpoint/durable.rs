@@ -326,14 +326,17 @@ fn is_aside(name: &str) -> bool {
 /// # Errors
 /// No permission, a file in the way, disk trouble.
 pub fn create_folders(folder: &FilePath) -> io::Result<()> {
-    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+    let create = || match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        created => created,
+    };
+    match create() {
+        // Some file systems say so of a folder whose parent is there: it is tried once more, not for ever.
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            create_folders(folder.parent().ok_or(e)?)?;
-            return create_folders(folder);
+            create_folders(folder.parent().filter(|parent| *parent != FilePath::new("")).ok_or(e)?)?;
+            create()?;
         }
-        Err(e) => return Err(e),
+        created => created?,
     }
     folder.parent().map_or(Ok(()), sync_folder)
 }

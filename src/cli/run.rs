@@ -19,6 +19,7 @@ use super::load::load;
 use crate::connector::database::migrate::migrate;
 use crate::format::time::write_timestamp;
 use crate::pipeline::turn::Observer;
+use crate::pipeline::write::Backoff;
 use crate::pipeline::{End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
@@ -74,6 +75,9 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     let options = Options { end, close_windows: args.close_windows };
     let migrations = program.settings.migrate.then_some(args.queries.as_path());
     drive(program, options, args.reset_state, &environment, migrations, &stop, &observer()).await?;
+    if stop.is_cancelled() {
+        tracing::info!("stopped");
+    }
     if end != End::Never && stop.is_cancelled() {
         tracing::warn!("stopped before its end; the next start goes on from here");
         return Ok(ExitCode::from(INTERRUPTED));
@@ -127,8 +131,15 @@ async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
         .map(|table| table.location.clone())
         .collect();
     for location in written {
-        for applied in migrate(&location, &folder).await? {
-            tracing::info!(migration = applied, "applied");
+        let mut backoff = Backoff::at_start();
+        let applied = loop {
+            match migrate(&location, &folder).await {
+                Ok(applied) => break applied,
+                Err(error) => backoff.after(error, "migrations", "connect to the database").await?,
+            }
+        };
+        for migration in applied {
+            tracing::info!(migration, "applied");
         }
     }
     Ok(())
@@ -181,6 +192,7 @@ pub fn observer() -> Observer {
                 rows = batch.rows,
                 invalid = batch.dead_letters,
                 late = batch.late,
+                ahead = (batch.ahead > 0).then_some(batch.ahead),
                 wait_ms = millis(batch.wait),
                 run_ms = millis(batch.run),
                 write_ms = millis(batch.write),

@@ -45,6 +45,8 @@ pub struct BatchSummary {
     pub dead_letters: u64,
     /// Pairs of row and window that the row came too late for.
     pub late: u64,
+    /// Pairs of row and window, of rows too far ahead of the clock to be believed.
+    pub ahead: u64,
     pub lag: u64,
     pub wait: Duration,
     pub run: Duration,
@@ -77,6 +79,7 @@ impl Pipeline {
     /// # Errors
     /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
     pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
+        self.sinks.lock().await.stop_with(stop.clone());
         let mut ahead = None;
         let done = self.batches(options, stop, observer, &mut ahead).await;
         // Whatever stopped it has nothing to do with the batch that is being written: that one is finished.
@@ -344,5 +347,6 @@ fn describe(summary: &mut BatchSummary, commit: &Commit) {
         summary.undecodable += source.partitions.values().map(|p| p.undecodable).sum::<u64>();
     }
     summary.late = commit.views.values().map(|view| view.late).sum();
+    summary.ahead = commit.views.values().map(|view| view.ahead).sum();
     summary.watermark = commit.sources.values().filter_map(|source| source.watermark).min();
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
+use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::{self, DeadLetter};
 use super::rows;
@@ -36,6 +37,8 @@ pub struct Sinks {
     dead_letters: Option<Arc<TableDefinition>>,
     /// INSERTs in the files: the engine's own rows of dead letters are numbered after them.
     inserts: usize,
+    /// When it is cancelled, nothing is tried again: the next start finishes the batch.
+    stop: CancellationToken,
 }
 
 struct OpenSink {
@@ -83,7 +86,11 @@ impl Sinks {
             Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
-        Ok(Self { sinks, dead_letters, inserts })
+        Ok(Self { sinks, dead_letters, inserts, stop: CancellationToken::new() })
+    }
+
+    pub fn stop_with(&mut self, stop: CancellationToken) {
+        self.stop = stop;
     }
 
     /// Name and newest batch of each (see [`Sink::open`]), whether it records every batch, and its tables.
@@ -195,7 +202,7 @@ impl Sinks {
             }
             let (planned_at, offsets) = (batch.planned_at, batch.offsets.clone());
             let request = WriteRequest { batch: batch.number, wave, planned_at, offsets, inserts };
-            writes.push(write_one(open, request, checkpoint));
+            writes.push(write_one(open, request, checkpoint, &self.stop));
         }
         let mut refusals = Vec::new();
         for (report, request) in try_join_all(writes).await? {
@@ -222,12 +229,21 @@ async fn write_one(
     open: &mut OpenSink,
     request: WriteRequest,
     checkpoint: &Checkpoint,
+    stop: &CancellationToken,
 ) -> Result<(WriteReport, WriteRequest)> {
     let mut backoff = Backoff::new(ATTEMPTS_MAX, WRITE_LIMIT);
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
-            Err(error) => backoff.after(error, open.sink.name(), "write").await?,
+            Err(error) if stop.is_cancelled() => {
+                return Err(
+                    error.hint("it was told to stop, so it is not tried again; the next start finishes the batch")
+                );
+            }
+            Err(error) => tokio::select! {
+                waited = backoff.after(error, open.sink.name(), "write") => waited?,
+                () = stop.cancelled() => {} // once more
+            },
         }
     };
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {

@@ -101,7 +101,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_MAX_BYTES_PER_BATCH"],
         default: Some("64 MB"),
         value: "SIZE",
-        doc: "A micro-batch is cut at this much payload",
+        doc: "A micro-batch of a source is cut at this much payload",
     },
     SettingDoc {
         name: "buffer",

@@ -48,8 +48,10 @@ fn sql_read_only(statement: &SqlStatement) -> Result<()> {
 }
 
 fn refused(verb: &str) -> Error {
-    Error::user(format!("{verb} is not a query, and this session only reads"))
-        .hint("start `poundlock sql` with --allow-writes to run it")
+    Error::user(format!("{verb} is not a query, and this session only reads")).hint(
+        "the pipeline's tables are written by the pipeline only. --allow-writes is for statements that change this \
+             session or write files: SET, CREATE VIEW, COPY … TO",
+    )
 }
 
 /// Finds what writes inside a query: `WITH x AS (INSERT …) SELECT …`, `SELECT … INTO t`.

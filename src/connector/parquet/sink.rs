@@ -203,12 +203,28 @@ impl Sink for ParquetSink {
                 path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
             let to = to.map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
             let put = table.location.store.put(&to, bytes.into()).await;
-            put.map_err(|e| table.failed("write").cause(e).retryable())
+            put.map_err(|e| not_for_good(&e, table.failed("write").cause(&e)))
         });
         let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
         tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
         point!("parquet::after_write");
         Ok(report)
+    }
+}
+
+/// May pass by itself, but for a right that is missing.
+fn not_for_good(e: &object_store::Error, error: Error) -> Error {
+    use std::io::{Error as IoError, ErrorKind};
+    let io = match e {
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => return error,
+        object_store::Error::Generic { source, .. } => source.downcast_ref::<IoError>().map(IoError::kind),
+        _ => None,
+    };
+    match io {
+        Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory) => {
+            error.hint("let the pipeline's user write there")
+        }
+        _ => error.retryable(),
     }
 }
 
@@ -230,8 +246,8 @@ async fn prepare(table: &Arc<Table>) -> Result<()> {
     // Names that begin with '_' are no data for any reader of such folders.
     let probe = table.location.path.clone().join(format!("_poundlock_can_write_{}", Uuid::new_v4().simple()));
     let store = &table.location.store;
-    store.put(&probe, Bytes::new().into()).await.map_err(|e| table.failed("write to").cause(e).retryable())?;
-    store.delete(&probe).await.map_err(|e| table.failed("write to").cause(e).retryable())
+    store.put(&probe, Bytes::new().into()).await.map_err(|e| not_for_good(&e, table.failed("write to").cause(&e)))?;
+    store.delete(&probe).await.map_err(|e| not_for_good(&e, table.failed("write to").cause(&e)))
 }
 
 /// The files of one INSERT, in memory.

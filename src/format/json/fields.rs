@@ -25,12 +25,23 @@ pub struct Fields {
 }
 
 /// Producers write their keys in one order, unknown ones included: the key after the last one is nearly always the
-/// same as in the rows before, and a comparison replaces the hash.
+/// same as in the rows before, and one comparison replaces reading and hashing it.
 #[derive(Default)]
 struct KeyOrder {
-    /// Keys as they stand in the payload, and the column of each.
-    keys: Vec<(Box<str>, Option<usize>)>,
+    keys: Vec<Known>,
     misses: usize,
+}
+
+struct Known {
+    /// As it stands in the payload, with its quotes and the colon.
+    literal: Box<str>,
+    column: Option<usize>,
+}
+
+impl Known {
+    fn key(&self) -> &str {
+        self.literal.get(1..self.literal.len() - 2).unwrap_or_default()
+    }
 }
 
 impl Fields {
@@ -47,15 +58,26 @@ impl Fields {
     pub fn read(&mut self, rows: usize, scan: &mut Scanner<'_>) -> Outcome<()> {
         let mut cursor = 0;
         let mut first = true;
-        while let Some(key) = scan.key(first)? {
+        loop {
+            let foreseen = self.order.keys.get(cursor).filter(|known| scan.take_key(first, &known.literal));
+            let (found, key_at) = match foreseen {
+                Some(known) => {
+                    cursor += 1;
+                    (known.column, scan.at() - known.literal.len())
+                }
+                None => {
+                    let Some(key) = scan.key(first)? else { break };
+                    (self.find(&mut cursor, key), key.at)
+                }
+            };
             first = false;
-            let Some(at) = self.find(&mut cursor, key) else {
+            let Some(at) = found else {
                 scan.skip_value()?;
                 continue;
             };
             let column = &mut self.columns[at];
             if column.len() > rows {
-                return Err(Reason::value("given twice", key.at).within(column.name()));
+                return Err(Reason::value("given twice", key_at).within(column.name()));
             }
             column.read(scan).map_err(|reason| reason.within(column.name()))?;
         }
@@ -69,10 +91,10 @@ impl Fields {
 
     #[inline]
     fn find(&mut self, cursor: &mut usize, key: Text<'_>) -> Option<usize> {
-        for (step, (known, column)) in self.order.keys.iter().skip(*cursor).take(LOOK_AHEAD).enumerate() {
-            if **known == *key.raw {
+        for (step, known) in self.order.keys.iter().skip(*cursor).take(LOOK_AHEAD).enumerate() {
+            if known.key() == key.raw {
                 *cursor += step + 1;
-                return *column;
+                return known.column;
             }
         }
         self.find_slowly(cursor, key)
@@ -91,7 +113,8 @@ impl Fields {
         let keys = &mut self.order.keys;
         if keys.len() < 2 * self.columns.len() + 32 {
             if key.raw.len() <= KEY_MAX {
-                keys.insert((*cursor).min(keys.len()), (key.raw.into(), column));
+                let literal = format!("\"{}\":", key.raw).into();
+                keys.insert((*cursor).min(keys.len()), Known { literal, column });
                 *cursor += 1;
             }
         } else {

@@ -116,6 +116,32 @@ impl<'p> Scanner<'p> {
         self.fail("expected a value")
     }
 
+    /// Where the scanner stands.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// In an object: whether the next key is this one, given with its quotes and the colon; then it is consumed. `first` as
+    /// for [`Scanner::key`], which says what there is if it is not.
+    #[inline]
+    pub fn take_key(&mut self, first: bool, literal: &str) -> bool {
+        let begin = self.at;
+        if !first {
+            if self.peek() != b',' {
+                self.at = begin;
+                return false;
+            }
+            self.at += 1;
+        }
+        self.peek();
+        if self.text.as_bytes()[self.at..].starts_with(literal.as_bytes()) {
+            self.at += literal.len();
+            return true;
+        }
+        self.at = begin;
+        false
+    }
+
     /// In an object: the next key (its colon consumed), or `None` at its end. `first` is true before the first key.
     #[inline]
     pub fn key(&mut self, first: bool) -> Outcome<Option<Text<'p>>> {

@@ -72,9 +72,10 @@ pub(super) async fn describe(client: &Client, table: &DatabaseTable, writing: bo
     let (schema, name) = &table.target;
     let Some(found) = client.query_opt(FIND_TABLE, &[name, schema]).await.map_err(failed)? else {
         let message = format!("table {} is not in the database", table.target_name());
-        return Err(Error::user(message)
-            .at(format!("{}, declared at {}", definition.name, definition.place))
-            .hint("create it (`poundlock migrate`), or name it with OPTIONS ('table' 'schema.name')"));
+        return Err(Error::user(message).at(format!("{}, declared at {}", definition.name, definition.place)).hint(
+            "create it (`poundlock migrate`; if its migration is applied already, with a new one), or name it with \
+                 OPTIONS ('table' 'schema.name')",
+        ));
     };
     let (oid, schema, name): (u32, String, String) = (found.get(0), found.get(1), found.get(2));
     let mut stored = vec![];

@@ -72,13 +72,18 @@ pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> R
     let epoch = signed(identity.epoch, "the epoch")?;
     if raise {
         const OTHER: &str = "SELECT uuid FROM poundlock.pipelines WHERE name = $1 AND uuid <> $2 LIMIT 1";
-        if let Some(other) = client.query_opt(OTHER, &[&identity.name, &identity.uuid]).await.map_err(failed)? {
-            let other: Uuid = other.get(0);
-            tracing::warn!(name = %identity.name, ours = %identity.uuid, %other, "another checkpoint wrote here by this name");
-        }
         const ADD: &str =
             "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3) ON CONFLICT (uuid) DO NOTHING";
-        client.execute(ADD, &[&identity.uuid, &identity.name, &epoch]).await.map_err(failed)?;
+        let is_new = client.execute(ADD, &[&identity.uuid, &identity.name, &epoch]).await.map_err(failed)? > 0;
+        let other = client.query_opt(OTHER, &[&identity.name, &identity.uuid]).await.map_err(failed)?;
+        if let Some(other) = other.filter(|_| is_new) {
+            let (other, name): (Uuid, _) = (other.get(0), &identity.name);
+            tracing::warn!(
+                name, ours = %identity.uuid, %other,
+                "another checkpoint has written to this database by this name: rows without a key come again. If this is not \
+                 meant to begin anew, stop it and start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE)"
+            );
+        }
     }
     let begin = Instant::now();
     loop {

@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use poundlock::cli::{self, Cli};
 
-/// Gives memory back between batches, where the C library's allocator keeps what each of its arenas once needed.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// DataFusion's planner is recursive: a query nested as deeply as the limits allow needs more than a thread usually has.
 /// Only what is used of it becomes memory.
 const STACK_BYTES: usize = 32 << 20;

@@ -415,7 +415,7 @@ fn is_address(before: [Option<&Token>; 2]) -> bool {
     };
     let is_option = matches!(first, Some(Token::LParen | Token::Comma));
     let of_rows = |known: &&str| option == known || (known.ends_with('.') && option.starts_with(*known));
-    is_option && !OF_ROWS.iter().any(|known| of_rows(&known))
+    is_option && !OF_ROWS.iter().any(of_rows)
 }
 
 fn external(words: &str) -> bool {

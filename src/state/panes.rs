@@ -64,6 +64,9 @@ pub struct States {
     keys: Arc<[u64]>,
 }
 
+/// The plan of the partial aggregate, and where its rows are pinned.
+type Partial = (Arc<PinnedRows>, Arc<dyn ExecutionPlan>);
+
 #[derive(Debug)]
 pub struct PaneStore {
     definition: Arc<PaneDefinition>,
@@ -74,7 +77,7 @@ pub struct PaneStore {
     /// Its part of the memory that queries have, too.
     reservation: Option<MemoryReservation>,
     /// Made by the first batch.
-    partial: Mutex<Option<(Arc<PinnedRows>, Arc<dyn ExecutionPlan>)>>,
+    partial: Mutex<Option<Partial>>,
 }
 
 impl PaneStore {
@@ -133,7 +136,7 @@ impl PaneStore {
     }
 
     /// The partial aggregate, and where its rows are pinned.
-    fn partial(&self, schema: SchemaRef, state: &SessionState) -> Result<(Arc<PinnedRows>, Arc<dyn ExecutionPlan>)> {
+    fn partial(&self, schema: SchemaRef, state: &SessionState) -> Result<Partial> {
         let mut kept = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((rows, plan)) = &*kept {
             return Ok((Arc::clone(rows), reset_plan_states(Arc::clone(plan))?));

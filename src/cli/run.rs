@@ -18,8 +18,8 @@ use super::flags::SettingFlags;
 use super::load::load;
 use crate::connector::database::migrate::migrate;
 use crate::format::time::write_timestamp;
+use crate::pipeline::backoff::retry_at_start;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::write::Backoff;
 use crate::pipeline::{End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
@@ -75,12 +75,13 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     let options = Options { end, close_windows: args.close_windows };
     let migrations = program.settings.migrate.then_some(args.queries.as_path());
     drive(program, options, args.reset_state, &environment, migrations, &stop, &observer()).await?;
-    if stop.is_cancelled() {
-        tracing::info!("stopped");
-    }
-    if end != End::Never && stop.is_cancelled() {
-        tracing::warn!("stopped before its end; the next start goes on from here");
-        return Ok(ExitCode::from(INTERRUPTED));
+    match (stop.is_cancelled(), end) {
+        (false, _) => {}
+        (true, End::Never) => tracing::info!("stopped"),
+        (true, End::Once | End::CaughtUp) => {
+            tracing::warn!("stopped before its end; the next start goes on from here");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -131,14 +132,8 @@ async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
         .map(|table| table.location.clone())
         .collect();
     for location in written {
-        let mut backoff = Backoff::at_start();
-        let applied = loop {
-            match migrate(&location, &folder).await {
-                Ok(applied) => break applied,
-                Err(error) => backoff.after(error, "migrations", "connect to the database").await?,
-            }
-        };
-        for migration in applied {
+        let work = async || migrate(&location, &folder).await;
+        for migration in retry_at_start("migrations", "connect to the database", work).await? {
             tracing::info!(migration, "applied");
         }
     }

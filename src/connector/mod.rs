@@ -37,7 +37,7 @@ pub mod file;
 pub mod memory;
 
 pub use options::{OptionDoc, OptionReader, redact};
-pub use registry::{bounded, check, is_keyed, sinks, source};
+pub use registry::{bounded, check, is_keyed, is_read_by_batch, sinks, source};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.
 #[derive(Debug, Clone)]

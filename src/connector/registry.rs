@@ -31,6 +31,12 @@ pub fn is_keyed(table: &Arc<TableDefinition>) -> bool {
         && DatabaseTable::new(Arc::clone(table)).is_ok_and(|table| table.on_conflict() == OnConflict::Update)
 }
 
+/// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
+/// batch that has begun here cannot be committed without this table.
+pub fn is_read_by_batch(table: &TableDefinition) -> bool {
+    table.stored_as == "PARQUET"
+}
+
 /// The sinks of the tables that are written, one for each system. Nothing is opened yet.
 ///
 /// # Errors

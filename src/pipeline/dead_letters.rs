@@ -144,3 +144,42 @@ fn cell(letter: &DeadLetter, field: &Field, batch: Option<i64>) -> Result<ArrayR
     let text: StringArray = text.as_string::<i32>().iter().map(|text| Some(text?.replace('\0', ""))).collect();
     Ok(cast(&text, field.data_type())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::BinaryArray;
+    use arrow::datatypes::Schema;
+
+    use super::*;
+
+    /// What a database refuses of its own dead letters would stop a pipeline for ever.
+    #[test]
+    fn no_text_of_a_dead_letter_has_a_nul_or_no_end() {
+        let column = |name: &str, of: DataType| Field::new(name, of, true);
+        let table = |fields: Vec<Field>| TableDefinition {
+            name: "db.dead".into(),
+            schema: Arc::new(Schema::new(fields)),
+            primary_key: vec![],
+            unbounded: false,
+            stored_as: "DATABASE".into(),
+            location: "events".into(),
+            partition_columns: vec![],
+            options: [].into(),
+            place: String::new(),
+        };
+        let (raw, text): (ArrayRef, ArrayRef) =
+            (Arc::new(BinaryArray::from(vec![&b"a\0b"[..]])), Arc::new(StringArray::from(vec!["c\0d"])));
+        let row = RecordBatch::try_from_iter([("_raw", raw), ("t", text)]).unwrap();
+        let error = format!("cannot cast \"1\0{}\"", "x".repeat(10_000));
+        let refused = RefusedRow { source: "kafka.events".into(), partition: 0, offset: 7, row, error };
+        let letter = DeadLetter::of_query(&refused, &table(vec![]));
+        let texts = ["error", "raw", "row_json"].map(|name| column(name, DataType::Utf8View)).to_vec();
+        let rows = rows(&[letter], 1, &Arc::new(table(texts))).unwrap();
+        for column in rows[0].columns() {
+            let value = column.as_string_view().value(0);
+            assert!(!value.contains('\0') && !value.contains("\\u0000") && value.len() <= 500, "{value}");
+        }
+        assert_eq!(rows[0]["raw"].as_string_view().value(0), "ab");
+        assert!(rows[0]["row_json"].as_string_view().value(0).contains("\"t\":\"cd\""));
+    }
+}

@@ -16,8 +16,8 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::task::JoinHandle;
 
+use super::backoff::retry_at_start;
 use super::rows;
-use super::write::Backoff;
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector::{self, TableDefinition, nullable};
 use crate::sql::program::DimensionSpec;
@@ -56,13 +56,7 @@ impl Dimension {
     /// # Errors
     /// The table cannot be read now: there is no last version to go on with.
     pub async fn open(spec: DimensionSpec) -> Result<Self> {
-        let mut backoff = Backoff::at_start();
-        let first = loop {
-            match read(&spec.table).await {
-                Ok(version) => break version,
-                Err(error) => backoff.after(error, &spec.table.name, "read the dimension").await?,
-            }
-        };
+        let first = retry_at_start(&spec.table.name, "read the dimension", async || read(&spec.table).await).await?;
         let newest = Arc::new(Mutex::new(Arc::new(first)));
         let refresher = spec.refresh.map(|every| {
             let (table, newest) = (Arc::clone(&spec.table), Arc::clone(&newest));

@@ -31,6 +31,8 @@ mod restore;
 
 mod plans;
 
+pub mod backoff;
+
 mod execute;
 
 pub mod turn;

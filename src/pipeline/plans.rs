@@ -1,7 +1,7 @@
-//! Physical plans, kept from batch to batch: to make one costs two milliseconds, whatever the batch.
+//! Physical plans, kept from batch to batch: what one costs to make does not depend on the rows.
 //!
-//! A plan that a value of the batch stands in (its moment, a watermark) is made anew for each; what is asked of a windowed
-//! view by `window_end <= current_watermark()` is answered by the state, and leaves none in the plan.
+//! A plan that a value of the batch stands in (its moment, a watermark) is made anew for each: a physical plan has no
+//! placeholders.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +31,8 @@ pub(super) struct Plans(Mutex<BTreeMap<Of, Kept>>);
 #[derive(Debug, Clone)]
 enum Kept {
     Plan(Arc<dyn ExecutionPlan>),
-    /// It has values of the batch.
-    Nothing,
+    /// None: it has values of the batch.
+    OfEachBatch,
 }
 
 impl Plans {
@@ -50,13 +50,13 @@ impl Plans {
         let kept = self.kept().get(&of).cloned();
         match kept {
             Some(Kept::Plan(plan)) => return reset_plan_states(plan),
-            Some(Kept::Nothing) => {}
+            Some(Kept::OfEachBatch) => {}
             None if plan.get_parameter_names()?.is_empty() => {
                 let plan = state.query_planner().create_physical_plan(plan, state).await?;
                 self.kept().insert(of, Kept::Plan(Arc::clone(&plan)));
                 return Ok(plan);
             }
-            None => drop(self.kept().insert(of, Kept::Nothing)),
+            None => drop(self.kept().insert(of, Kept::OfEachBatch)),
         }
         let bound = plan.clone().with_param_values(params)?;
         state.query_planner().create_physical_plan(&bound, state).await

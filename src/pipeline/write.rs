@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::{Backoff, retry_at_start};
 use super::dead_letters::{self, DeadLetter};
 use super::rows;
 use crate::checkpoint::{BatchPlan, Checkpoint};
@@ -19,17 +19,6 @@ use crate::connector::{
 };
 use crate::point::point;
 use crate::{Error, Result};
-
-/// A sink that fails so often in a row, or for an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
-/// restart goes on with this batch.
-const ATTEMPTS_MAX: u32 = 240;
-const WRITE_LIMIT: Duration = Duration::from_secs(3_600);
-/// At the start, whoever started it is watching: half a minute, then an error, whether the attempts are many short ones
-/// or a long one.
-const OPEN_ATTEMPTS_MAX: u32 = 8;
-const OPEN_LIMIT: Duration = Duration::from_secs(30);
-const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
 /// All sinks of a program.
 pub struct Sinks {
@@ -45,6 +34,12 @@ struct OpenSink {
     sink: Box<dyn Sink>,
     tables: BTreeSet<String>,
     newest: Option<u64>,
+}
+
+impl OpenSink {
+    fn takes(&self, rows: &InsertRows) -> bool {
+        self.tables.is_empty() || self.tables.contains(&rows.table.name)
+    }
 }
 
 /// What became of a batch.
@@ -76,13 +71,8 @@ impl Sinks {
         inserts: usize,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
-            let mut backoff = Backoff::at_start();
-            let newest = loop {
-                match sink.open(identity).await {
-                    Ok(newest) => break newest,
-                    Err(error) => backoff.after(error, sink.name(), "open the sink").await?,
-                }
-            };
+            let name = sink.name().to_string();
+            let newest = retry_at_start(&name, "open the sink", async || sink.open(identity).await).await?;
             Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
@@ -102,15 +92,9 @@ impl Sinks {
     pub async fn holding(&mut self, batch: u64) -> Result<Vec<String>> {
         let mut holding = Vec::new();
         for open in &mut self.sinks {
-            let mut backoff = Backoff::at_start();
-            let holds = loop {
-                match open.sink.holds(batch).await {
-                    Ok(holds) => break holds,
-                    Err(error) => backoff.after(error, open.sink.name(), "ask the sink what it holds").await?,
-                }
-            };
-            if holds {
-                holding.push(open.sink.name().to_string());
+            let name = open.sink.name().to_string();
+            if retry_at_start(&name, "ask the sink what it holds", async || open.sink.holds(batch).await).await? {
+                holding.push(name);
             }
         }
         Ok(holding)
@@ -185,15 +169,11 @@ impl Sinks {
         written: &mut Written,
     ) -> Result<Vec<Refusal>> {
         let mut writes = Vec::new();
-        let has_sink = |rows: &&InsertRows| {
-            self.sinks.iter().any(|open| open.tables.is_empty() || open.tables.contains(&rows.table.name))
-        };
-        if let Some(lost) = inserts.iter().find(|rows| !has_sink(rows)) {
+        if let Some(lost) = inserts.iter().find(|rows| !self.sinks.iter().any(|open| open.takes(rows))) {
             return Err(Error::internal(format!("table {} has no sink", lost.table.name)));
         }
         for open in &mut self.sinks {
-            let own = |rows: &&InsertRows| open.tables.is_empty() || open.tables.contains(&rows.table.name);
-            let inserts: Vec<InsertRows> = inserts.iter().filter(own).cloned().collect();
+            let inserts: Vec<InsertRows> = inserts.iter().filter(|rows| open.takes(rows)).cloned().collect();
             // A batch is whole in a database only when each of its waves has left a record, rows or not.
             let dead_here = self.dead_letters.as_ref().is_some_and(|table| open.tables.contains(&table.name));
             let expected = open.sink.records_every_batch() && (wave == Wave::Rows || dead_here);
@@ -231,7 +211,7 @@ async fn write_one(
     checkpoint: &Checkpoint,
     stop: &CancellationToken,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut backoff = Backoff::new(ATTEMPTS_MAX, WRITE_LIMIT);
+    let mut backoff = Backoff::while_running();
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
@@ -259,47 +239,4 @@ async fn write_one(
         }
     }
     Ok((report, request))
-}
-
-/// Growing pauses between attempts, up to a limit.
-pub struct Backoff {
-    attempt: u32,
-    attempts_max: u32,
-    /// No attempt begins after this.
-    deadline: Instant,
-    pause: Duration,
-}
-
-impl Backoff {
-    fn new(attempts_max: u32, limit: Duration) -> Self {
-        Self { attempt: 1, attempts_max, deadline: Instant::now() + limit, pause: BACKOFF_FIRST }
-    }
-
-    /// For what the start opens.
-    pub fn at_start() -> Self {
-        Self::new(OPEN_ATTEMPTS_MAX, OPEN_LIMIT)
-    }
-
-    /// Waits after an error that may pass.
-    ///
-    /// # Errors
-    /// The error itself, if it will not pass or has come too often.
-    pub async fn after(&mut self, error: Error, sink: &str, what: &str) -> Result<()> {
-        let is_late = Instant::now() >= self.deadline;
-        if !error.is_retryable() || self.attempt >= self.attempts_max || is_late {
-            return Err(error);
-        }
-        let (pause, line) = (self.pause, error.line());
-        tracing::warn!(sink, attempt = self.attempt, "could not {what}, trying again in {pause:?}: {line}");
-        tokio::time::sleep(jittered(pause, self.attempt)).await;
-        self.attempt += 1;
-        self.pause = (pause * 2).min(BACKOFF_MAX);
-        Ok(())
-    }
-}
-
-/// Up to a quarter longer, so that several processes do not come back at once.
-fn jittered(pause: Duration, number: u32) -> Duration {
-    let spread = u64::from(std::process::id()).wrapping_mul(2_654_435_761).wrapping_add(u64::from(number) * 97) % 256;
-    pause + pause.mul_f64(spread as f64 / 1_024.0)
 }

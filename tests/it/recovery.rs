@@ -6,3 +6,4 @@ mod points;
 mod project;
 mod promises;
 mod runs;
+mod switched;

@@ -99,3 +99,13 @@ async fn a_folder_that_cannot_be_written_is_named() {
     let error = store.put(&below, "x".into()).await.unwrap_err();
     assert!(error.to_string().contains("file/record"), "{error}");
 }
+
+/// Where a folder cannot be though its parent is there, the answer may be "not found".
+#[test]
+fn a_folder_that_can_never_be_is_an_error_and_not_tried_for_ever() {
+    create_folders(FilePath::new("/proc/poundlock/below")).unwrap_err();
+    let folder = tempfile::tempdir().unwrap();
+    create_folders(&folder.path().join("a/b/c")).unwrap();
+    create_folders(&folder.path().join("a/b/c")).unwrap();
+    assert!(folder.path().join("a/b/c").is_dir());
+}

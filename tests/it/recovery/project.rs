@@ -214,6 +214,14 @@ impl Project {
         }
     }
 
+    /// Ids of a table, in order.
+    pub fn ids(&self, table: &str) -> Vec<i64> {
+        let rows = self.rows(&format!("SELECT id FROM {table}"));
+        let mut ids: Vec<i64> = rows.iter().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// What recovery finds in the checkpoint now.
     pub fn recovery(&self) -> Recovery {
         blocking(async { self.checkpoint().await.recover().await.unwrap() })
@@ -264,6 +272,12 @@ fn event(stage: i64, partition: i32, number: i64) -> String {
     let k = if number == 7 { "" } else { ["a", "b", "c"][(number % 3) as usize] };
     let n = if (partition, number) == (PARTITIONS - 1, 9) { 0 } else { 1 + number % 4 };
     format!("{{\"id\":{id},\"k\":\"{k}\",\"n\":{n},\"ts\":\"2024-01-01T00:{minute:02}:{second:02}\"}}")
+}
+
+pub fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
 }
 
 /// Runs to the end what only reads.

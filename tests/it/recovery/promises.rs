@@ -3,16 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::contents::{self, messages};
-use super::project::{LIMIT, Project, QUERIES, Servers};
+use super::project::{LIMIT, Project, QUERIES, Servers, contains};
 use crate::harness::{Program, wait_for};
-
-/// Ids of a table, in order.
-fn ids(project: &Project, table: &str) -> Vec<i64> {
-    let mut ids: Vec<i64> =
-        project.rows(&format!("SELECT id FROM {table}")).iter().map(|id| id.parse().unwrap()).collect();
-    ids.sort_unstable();
-    ids
-}
 
 fn event(id: i64) -> String {
     format!("{{\"id\":{id},\"k\":\"a\",\"n\":1,\"ts\":\"2024-01-01T00:00:00\"}}")
@@ -23,12 +15,6 @@ fn runs(program: &mut Program) {
         program.must_live();
         program.log().contains("pipeline is running").then_some(())
     });
-}
-
-fn contains(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
 }
 
 #[test]
@@ -49,7 +35,7 @@ fn starting_offsets_latest_count_once_even_if_nothing_was_committed() {
     project.produce(&topic, 0, (10..20).map(event));
     project.run(&[]);
     assert_eq!(project.commits()[0].sources["kafka.events"].ranges, planned.sources["kafka.events"].ranges);
-    assert_eq!(ids(&project, "shares"), (10..20).collect::<Vec<_>>());
+    assert_eq!(project.ids("shares"), (10..20).collect::<Vec<_>>());
 }
 
 #[test]
@@ -63,7 +49,7 @@ fn a_first_batch_that_is_planned_anew_begins_where_it_did() {
     project.produce(&topic, 0, (10..20).map(event));
     project.write(&format!("{QUERIES}-- another text\n"));
     contains(&project.run(&[]), &["no sink holds the batch: it is planned anew"]);
-    assert_eq!(ids(&project, "shares"), (10..20).collect::<Vec<_>>());
+    assert_eq!(project.ids("shares"), (10..20).collect::<Vec<_>>());
 }
 
 #[test]
@@ -86,7 +72,7 @@ fn offsets_of_one_topic_are_not_used_for_another() {
     contains(&error, &[&known, "another poundlock.name"]);
     project.write(QUERIES);
     project.run(&[]);
-    assert_eq!(ids(&project, "shares"), [0, 1, 2, 3, 4]);
+    assert_eq!(project.ids("shares"), [0, 1, 2, 3, 4]);
 }
 
 /// Addresses are not in the program's text, so nothing but the plan tells which topic it is of.
@@ -102,7 +88,7 @@ fn nor_are_offsets_that_are_only_planned() {
     contains(&project.refused(&[]), &["table kafka.events reads topic", "the checkpoint has offsets of"]);
     project.environment.insert("EVENTS", topic);
     project.run(&[]);
-    assert_eq!(ids(&project, "shares"), [0, 1, 2, 3, 4]);
+    assert_eq!(project.ids("shares"), [0, 1, 2, 3, 4]);
 }
 
 /// With more than one partition rows come in any order and are sorted, with one they keep theirs: the database has the
@@ -116,174 +102,8 @@ fn a_replay_has_the_target_partitions_of_its_plan() {
         assert!(project.dies(&["--target-partitions", planned], "sqlite::after_commit=return(die)"));
         let log = project.run(&["--target-partitions", now]);
         contains(&log, &["replaying a batch"]);
-        assert_eq!(ids(&project, "shares"), (0..20).collect::<Vec<_>>());
+        assert_eq!(project.ids("shares"), (0..20).collect::<Vec<_>>());
     }
-}
-
-const TWO_SOURCES: &str = "
-SET poundlock.name = '${NAME}';
-SET poundlock.trigger = '20 ms';
-CREATE SCHEMA kafka;
-CREATE SCHEMA db;
-CREATE UNBOUNDED EXTERNAL TABLE kafka.a (id BIGINT) STORED AS KAFKA LOCATION '${EVENTS}' OPTIONS ('brokers' '${KAFKA_BROKER}');
-CREATE UNBOUNDED EXTERNAL TABLE kafka.b (id BIGINT) STORED AS KAFKA LOCATION '${B}' OPTIONS ('brokers' '${KAFKA_BROKER}');
-CREATE EXTERNAL TABLE db.a (id BIGINT) STORED AS DATABASE LOCATION '${DATABASE_URL}';
-CREATE EXTERNAL TABLE db.b (id BIGINT) STORED AS DATABASE LOCATION '${DATABASE_URL}';
-INSERT INTO db.b SELECT id FROM kafka.b;
-INSERT INTO db.a SELECT id FROM kafka.a;
-";
-
-/// Puts so many more ids into both topics; which, is counted.
-fn both(project: &Project, ids: std::ops::Range<i64>) {
-    for topic in [project.topic("EVENTS"), &format!("{}_other", project.name)] {
-        project.produce(topic, 0, ids.clone().map(|id| format!("{{\"id\":{id}}}")));
-    }
-}
-
-fn two_sources() -> (Project, String) {
-    let mut project = Project::new(Servers::Embedded);
-    let b = format!("{}_other", project.name);
-    project.environment.insert("B", b.clone());
-    project.write(TWO_SOURCES);
-    both(&project, 0..10);
-    (project, b)
-}
-
-#[test]
-fn a_source_that_was_off_for_some_batches_goes_on_where_it_was() {
-    let (mut project, b) = two_sources();
-    project.run(&[]);
-    project.environment.insert("B", String::new());
-    for stage in 1..4 {
-        both(&project, stage * 10..stage * 10 + 10);
-        contains(&project.run(&[]), &["is off: its address is empty"]);
-    }
-    assert_eq!(ids(&project, "b"), (0..10).collect::<Vec<_>>());
-    project.environment.insert("B", b);
-    both(&project, 40..50);
-    project.run(&[]);
-    for table in ["a", "b"] {
-        assert_eq!(ids(&project, table), (0..50).collect::<Vec<_>>(), "table {table}");
-    }
-}
-
-#[test]
-#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
-fn a_table_is_not_turned_off_in_the_middle_of_a_batch() {
-    // No sink has anything of the batch: it is planned anew without the table, which later goes on where it was.
-    let (mut project, b) = two_sources();
-    assert!(project.dies(&[], "checkpoint::after_plan=return(die)"));
-    project.environment.insert("B", String::new());
-    contains(&project.run(&[]), &["tables were turned on or off and no sink holds the batch: it is planned anew"]);
-    assert_eq!((ids(&project, "a").len(), ids(&project, "b").len()), (10, 0));
-    project.environment.insert("B", b);
-    project.run(&[]);
-    assert_eq!((ids(&project, "a").len(), ids(&project, "b").len()), (10, 10));
-
-    let (mut project, b) = two_sources();
-    assert!(project.dies(&[], "sqlite::after_commit=return(die)"));
-    project.environment.insert("B", String::new());
-    let error = project.refused(&[]);
-    contains(&error, &["table kafka.b was turned on or off in the middle of a batch", "addresses as they were"]);
-    project.environment.insert("B", b);
-    project.run(&[]);
-    project.environment.insert("B", String::new());
-    project.run(&[]);
-    assert_eq!((ids(&project, "a").len(), ids(&project, "b").len()), (10, 10));
-}
-
-/// A sink that is turned off cannot be asked what it holds, and may be turned off because it is dead.
-#[test]
-#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
-fn a_sink_that_is_turned_off_in_the_middle_of_a_batch_has_nothing_twice() {
-    let mut project = Project::new(Servers::Embedded);
-    project.produce(project.topic("EVENTS"), 0, (0..10).map(event));
-    // The copies are out, the database has nothing.
-    assert!(project.dies(&[], "sqlite::before_write=return;kafka::after_commit=return(die)"));
-    let copies = |project: &Project| messages(project, &format!("{}_copies", project.name)).len();
-    let planned = project.recovery().pending.remove(0).sources["kafka.events"].ranges[&0];
-    let held = copies(&project);
-    assert_eq!(held as i64, planned.to - planned.from);
-    let topic = project.environment.insert("COPIES", String::new()).unwrap();
-    project.produce(project.topic("EVENTS"), 0, (10..20).map(event));
-    // Lower limits would cut it smaller, if no sink held it.
-    let log = project.run(&["--max-bytes-per-batch", "1 KiB"]);
-    contains(&log, &["kafka.copies (off, so it cannot be asked)", "finished as it was planned", "replaying a batch"]);
-    assert_eq!(project.commits()[0].sources["kafka.events"].ranges[&0], planned);
-    assert_eq!(ids(&project, "shares"), (0..20).collect::<Vec<_>>());
-    assert_eq!(copies(&project), held);
-    project.environment.insert("COPIES", topic);
-    project.produce(project.topic("EVENTS"), 0, (20..30).map(event));
-    project.run(&[]);
-    assert_eq!(ids(&project, "shares"), (0..30).collect::<Vec<_>>());
-    assert_eq!(copies(&project), held + 10, "those it was turned off for are not made up for, and none comes twice");
-}
-
-/// What an upgrade of DataFusion does: the text is the same, the kept state does not fit.
-#[test]
-#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
-fn a_reset_with_a_batch_in_hand_plans_it_anew_unless_a_sink_holds_a_part() {
-    for held in [false, true] {
-        let project = Project::new(Servers::Embedded);
-        project.feed(0);
-        project.run(&[]);
-        project.feed(1);
-        let point = if held { "sqlite::after_commit=return(die)" } else { "turn::before_write=return(die)" };
-        assert!(project.dies(&[], point));
-        let upgraded = |arguments: &[&str]| {
-            project.start(&[&["--until-caught-up"], arguments].concat(), "state::key=return(another version)")
-        };
-        let error = upgraded(&[]).fails(LIMIT);
-        contains(&error, &["windowed view public.counted is new, or its SQL has changed", "--reset-state"]);
-        if held {
-            let error = upgraded(&["--reset-state"]).fails(LIMIT);
-            contains(&error, &["planned on window state that does not fit any more", "start once with the files"]);
-            project.run(&[]); // the version before
-        }
-        let log = upgraded(&["--reset-state"]).succeed(LIMIT);
-        contains(&log, &["the window state of public.counted was reset"]);
-        assert_eq!(log.contains("it is planned anew, on the state after the reset"), !held, "{log}");
-        let expected = Project::new(Servers::Embedded);
-        (0..2).for_each(|stage| expected.feed(stage));
-        expected.run(&[]);
-        let shares = "SELECT * FROM shares";
-        assert_eq!(contents::sorted(project.rows(shares)), contents::sorted(expected.rows(shares)));
-    }
-}
-
-/// A source that only the sink read which is off now would begin where the batch did, when it is on again.
-#[test]
-#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
-fn nor_is_the_only_reader_of_a_source() {
-    let (mut project, _) = two_sources();
-    project.write(&TWO_SOURCES.replacen("LOCATION '${DATABASE_URL}'", "LOCATION '${FIRST_URL}'", 1));
-    let url = project.environment["DATABASE_URL"].clone();
-    project.environment.insert("FIRST_URL", url.clone());
-    assert!(project.dies(&[], "sqlite::after_commit=return(die)"));
-    project.environment.insert("FIRST_URL", String::new());
-    contains(&project.refused(&[]), &["was turned on or off in the middle of a batch", "addresses as they were"]);
-    project.environment.insert("FIRST_URL", url);
-    project.run(&[]);
-    assert_eq!((ids(&project, "a").len(), ids(&project, "b").len()), (10, 10));
-}
-
-/// The database has the rows of both tables; its record is of both.
-#[test]
-#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
-fn one_table_of_a_database_is_turned_off_and_the_others_go_on() {
-    let mut project = Project::new(Servers::Embedded);
-    let closed = QUERIES.find("CREATE EXTERNAL TABLE db.closed").unwrap();
-    let (before, after) = QUERIES.split_at(closed);
-    project.write(&format!("{before}{}", after.replacen("${DATABASE_URL}", "${CLOSED_URL}", 1)));
-    let url = project.environment["DATABASE_URL"].clone();
-    project.environment.insert("CLOSED_URL", url);
-    project.feed(0);
-    assert!(project.dies(&[], "sqlite::after_commit=return(die)"));
-    project.environment.insert("CLOSED_URL", String::new());
-    contains(&project.run(&[]), &["db.closed (off, so it cannot be asked)", "finished as it was planned"]);
-    let all = ids(&project, "shares");
-    let different: std::collections::BTreeSet<i64> = all.iter().copied().collect();
-    assert_eq!(all.len(), different.len());
 }
 
 #[test]
@@ -361,7 +181,7 @@ fn a_batch_that_no_sink_holds_is_planned_smaller_when_the_limits_are_lower() {
     let first = first_ends(&project);
     assert_ne!(first, ends);
     assert_eq!(first.values().filter(|end| **end > 0).count(), 1, "one chunk of one partition: {first:?}");
-    assert_eq!(ids(&project, "shares"), (0..40).collect::<Vec<_>>());
+    assert_eq!(project.ids("shares"), (0..40).collect::<Vec<_>>());
 
     // With the limits as they were, and with higher ones, it is replayed.
     for rows in ["40", "1000"] {
@@ -369,7 +189,7 @@ fn a_batch_that_no_sink_holds_is_planned_smaller_when_the_limits_are_lower() {
         let log = project.run(&["--max-rows-per-batch", rows]);
         assert!(!log.contains("planned anew") && log.contains("replaying a batch"), "{log}");
         assert_eq!(first_ends(&project), ends);
-        assert_eq!(ids(&project, "shares"), (0..40).collect::<Vec<_>>());
+        assert_eq!(project.ids("shares"), (0..40).collect::<Vec<_>>());
     }
 }
 
@@ -380,7 +200,7 @@ fn a_batch_that_a_sink_holds_is_finished_as_it_was_planned() {
     let log = project.run(&["--max-bytes-per-batch", "1 KiB"]);
     contains(&log, &["the limits of a batch are lower, but [\"parquet\"] hold the batch", "replaying a batch"]);
     assert_eq!(first_ends(&project), ends);
-    assert_eq!(ids(&project, "shares"), (0..40).collect::<Vec<_>>());
+    assert_eq!(project.ids("shares"), (0..40).collect::<Vec<_>>());
     assert_eq!(project.lake().len(), 40);
 }
 
@@ -452,6 +272,38 @@ fn a_reset_empties_only_the_views_whose_state_does_not_fit() {
     assert_eq!(total(&project, "thirds"), third - second);
 }
 
+/// What an upgrade of DataFusion does: the text is the same, the kept state does not fit.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
+fn a_reset_with_a_batch_in_hand_plans_it_anew_unless_a_sink_holds_a_part() {
+    for held in [false, true] {
+        let project = Project::new(Servers::Embedded);
+        project.feed(0);
+        project.run(&[]);
+        project.feed(1);
+        let point = if held { "sqlite::after_commit=return(die)" } else { "turn::before_write=return(die)" };
+        assert!(project.dies(&[], point));
+        let upgraded = |arguments: &[&str]| {
+            project.start(&[&["--until-caught-up"], arguments].concat(), "state::key=return(another version)")
+        };
+        let error = upgraded(&[]).fails(LIMIT);
+        contains(&error, &["windowed view public.counted is new, or its SQL has changed", "--reset-state"]);
+        if held {
+            let error = upgraded(&["--reset-state"]).fails(LIMIT);
+            contains(&error, &["planned on window state that does not fit any more", "start once with the files"]);
+            project.run(&[]); // the version before
+        }
+        let log = upgraded(&["--reset-state"]).succeed(LIMIT);
+        contains(&log, &["the window state of public.counted was reset"]);
+        assert_eq!(log.contains("it is planned anew, on the state after the reset"), !held, "{log}");
+        let expected = Project::new(Servers::Embedded);
+        (0..2).for_each(|stage| expected.feed(stage));
+        expected.run(&[]);
+        let shares = "SELECT * FROM shares";
+        assert_eq!(contents::sorted(project.rows(shares)), contents::sorted(expected.rows(shares)));
+    }
+}
+
 #[test]
 fn a_reset_of_all_empties_every_view() {
     let project = Project::new(Servers::Embedded);
@@ -489,7 +341,7 @@ fn a_row_that_a_query_refuses_without_a_place_for_it_waits_for_one() {
     contains(&project.refused(&[]), NO_PLACE);
     project.write(QUERIES);
     contains(&project.run(&[]), &["no sink holds the batch: it is planned anew"]);
-    assert_eq!(ids(&project, "shares"), [0, 1, 3]);
+    assert_eq!(project.ids("shares"), [0, 1, 3]);
     let dead = messages(&project, project.topic("DEAD"));
     assert_eq!(dead.len(), 1, "{dead:?}");
     contains(&dead[0], &["\"stage\":\"query\"", "\"offset\":2"]);
@@ -514,7 +366,7 @@ fn a_row_that_a_sink_refuses_without_a_place_for_it_waits_for_one() {
     // The database holds the batch by now: it is finished under its own SQL, its dead letter goes where the new one says.
     project.write(QUERIES);
     contains(&project.run(&[]), &["finishing the batch under the SQL it was planned with"]);
-    assert_eq!(ids(&project, "shares"), [0, 1, 3]);
+    assert_eq!(project.ids("shares"), [0, 1, 3]);
     let dead = messages(&project, project.topic("DEAD"));
     assert_eq!(dead.len(), 1, "{dead:?}");
     contains(&dead[0], &["\"stage\":\"sink\"", "no twos"]);

@@ -18,12 +18,6 @@ fn says(program: &mut Program, line: &str) {
     });
 }
 
-fn ids(project: &Project) -> Vec<i64> {
-    let mut ids: Vec<i64> = project.rows("SELECT id FROM shares").iter().map(|id| id.parse().unwrap()).collect();
-    ids.sort_unstable();
-    ids
-}
-
 /// One event in each partition, so one batch each.
 fn four_batches() -> Project {
     let project = Project::new(Servers::Embedded);
@@ -41,9 +35,9 @@ fn once_takes_one_batch_and_the_next_goes_on_behind_it() {
             .iter()
             .filter(|commit| commit.sources["kafka.events"].partitions.values().any(|partition| partition.fetched > 0));
         assert_eq!(filled.count(), batches);
-        assert_eq!(ids(&project).len(), batches);
+        assert_eq!(project.ids("shares").len(), batches);
     }
-    assert_eq!(ids(&project), [0, 1, 2, 3]);
+    assert_eq!(project.ids("shares"), [0, 1, 2, 3]);
 }
 
 /// A start whose first batch takes three seconds to write, when that has been planned.
@@ -63,9 +57,9 @@ fn a_bounded_run_that_ctrl_c_ends_early_finishes_its_batch_and_its_exit_code_tel
     assert_eq!(program.wait(LIMIT).code(), Some(130), "{}", program.log());
     let log = program.log();
     assert!(log.contains("finishing the batch in hand") && log.contains("stopped before its end"), "{log}");
-    assert!((1..4).contains(&ids(&project).len()), "{log}");
+    assert!((1..4).contains(&project.ids("shares").len()), "{log}");
     project.run(&[]);
-    assert_eq!(ids(&project), [0, 1, 2, 3]);
+    assert_eq!(project.ids("shares"), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -79,7 +73,7 @@ fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
     assert_eq!(program.wait(LIMIT).code(), Some(130), "{}", program.log());
     assert!(project.commits().is_empty() && !project.recovery().pending.is_empty());
     project.run(&[]);
-    assert_eq!(ids(&project), [0, 1, 2, 3]);
+    assert_eq!(project.ids("shares"), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -177,6 +171,6 @@ fn rows_that_are_late_or_ahead_and_partitions_that_are_idle_stand_in_the_commits
     waits("a row ahead", &|commit| commit.views["public.counted"].ahead == 1);
     program.interrupt();
     program.succeed(LIMIT);
-    assert_eq!(ids(&project), [1, 2, 3], "only windows leave them out");
+    assert_eq!(project.ids("shares"), [1, 2, 3], "only windows leave them out");
     assert_eq!(project.rows("SELECT n FROM counts"), ["1"]);
 }

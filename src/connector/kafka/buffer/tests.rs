@@ -69,6 +69,30 @@ fn an_exact_cut_tells_the_losses_in_its_range_and_leaves_the_others_to_the_next(
     assert_eq!((cut.ranges[&0], cut.ranges[&1]), (range(20, 40), range(0, 10)));
 }
 
+/// Behind the last row there is the marker of its transaction.
+#[test]
+fn a_cut_goes_on_to_the_end_of_the_log_and_can_be_made_again() {
+    let filled = || {
+        let mut buffer = buffer(1);
+        buffer.partitions.get_mut(&0).unwrap().known_end = 11;
+        push(&mut buffer, 0, 0..10);
+        buffer
+    };
+    let mut live = filled();
+    assert_eq!(live.take_available(1, 1).unwrap().ranges[&0], range(0, 10), "the end is not known yet");
+    let mut live = filled();
+    live.end_of_log(0);
+    let cut = live.take_available(usize::MAX, usize::MAX).unwrap();
+    assert_eq!(cut.ranges[&0], range(0, 11));
+    push(&mut live, 0, 11..12);
+    assert_eq!(live.take_available(usize::MAX, usize::MAX).unwrap().ranges[&0], range(11, 12));
+    let mut replay = filled();
+    assert!(replay.take_exactly(&cut.ranges).unwrap().is_none());
+    replay.end_of_log(0);
+    let again = replay.take_exactly(&cut.ranges).unwrap().unwrap();
+    assert_eq!((again.ranges, again.chunks[0].rows.clone()), (cut.ranges, cut.chunks[0].rows.clone()));
+}
+
 #[test]
 fn losses_that_are_found_again_count_once() {
     let loss = |partition, from, to| Loss { partition, from, to, counted: (to - from) as u64 };

@@ -79,6 +79,9 @@ fn one_cluster_is_one_sink() {
     assert_eq!(sinks.iter().map(|sink| sink.name()).collect::<Vec<_>>(), ["kafka-a-1", "kafka-c-3"]);
     let differ = [table("a:1", "one", &[]), table("a:1", "two", &[("kafka.acks", "1")])];
     assert!(KafkaSink::for_tables(differ).err().unwrap().to_string().contains("share a transaction"));
+    let overlap = [table("a:1", "one", &[]), table("b:2,a:1", "two", &[])];
+    let error = KafkaSink::for_tables(overlap).err().unwrap().to_string();
+    assert!(error.contains("name a:1 in different lists of brokers"), "{error}");
     assert_eq!(sinks[0].guarantee().level, "exactly-once");
     let plain = sink(&[table("a:1", "one", &[("transactional", "false")])]);
     assert_eq!(plain.guarantee().level, "at-least-once");

@@ -250,6 +250,12 @@ CREATE VIEW j AS SELECT e.* FROM kafka.events e JOIN db.totals t ON t.k = e.k;
 CREATE VIEW w AS SELECT window_start, window_end, k, count(*) AS n FROM TUMBLE(j, ts, INTERVAL '5 seconds') GROUP BY window_start, window_end, k;
 INSERT INTO db.counts SELECT * FROM w;";
     refuses(below, 3, &["db.totals is written by this program"]).await;
+    // It takes what the engine refuses, whether an INSERT writes to it or not: read again, that would have no end.
+    let dead = "CREATE UNBOUNDED EXTERNAL TABLE kafka.dead (error VARCHAR) STORED AS KAFKA LOCATION 'dead'
+        OPTIONS ('brokers' 'localhost:9092', 'role' 'dead_letters');
+        INSERT INTO kafka.copies SELECT error FROM kafka.dead;";
+    let tables = append("copies", "error VARCHAR");
+    assert!(refusal(&format!("{tables}{dead}")).await.contains("kafka.dead is written by this program"));
 }
 
 #[tokio::test]

@@ -45,8 +45,8 @@ OPTIONS (
 -- Invalid records, with every reason. "role" makes it the place of what the engine itself has to refuse as well (a
 -- value that PostgreSQL cannot hold, say): it fills the columns of these names, NULL where there is nothing to tell.
 CREATE EXTERNAL TABLE kafka.dead_letter_topic (
-  dq_reason   VARCHAR,       -- all rules that failed, joined by '; '
-  error       VARCHAR,       -- why the record did not decode, or what a query or a sink said of the row
+  dq_reason   VARCHAR,       -- all rules that failed, joined by '; '; of a row that a query or a sink refused, what it said
+  error       VARCHAR,       -- why the record did not decode, or the same of a refused row
   stage       VARCHAR,       -- 'validation' for the rows of 10_validate.sql
   sink        VARCHAR,       -- the sink that refused it
   raw         BYTEA,         -- the bytes of the record (base64 in JSON)
@@ -102,7 +102,11 @@ CREATE EXTERNAL TABLE db.user_events (
   "offset"     BIGINT,
   PRIMARY KEY (user_id, "timestamp", action, device_id)
 )
-STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing', 'role' 'valid');
+STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS (
+  'on_conflict' 'nothing',
+  'transaction' 'own',                  -- beside that of the counts: PostgreSQL works on both at once
+  'role' 'valid'
+);
 
 -- The counts per user and window, brought up to date while the window is open.
 CREATE EXTERNAL TABLE db.user_activity_summary (

@@ -192,7 +192,7 @@ fn locate(url: &str, name: &str) -> Result<(Location, Path)> {
 impl Inner {
     /// UUID and epoch are still to be found.
     fn new(location: Location, root: Path, name: &str, writable: bool, lock: Option<File>) -> Self {
-        let identity = Identity { name: name.to_string(), uuid: Uuid::nil(), epoch: 0 };
+        let identity = Identity { name: name.to_string(), uuid: Uuid::nil(), epoch: 0, takes_over: false };
         let (progress, blobs) = Default::default();
         Self { location, root, identity, writable, progress, blobs, _lock: lock }
     }

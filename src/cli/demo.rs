@@ -37,7 +37,7 @@ use super::sql::output::Format;
 use crate::connector::kafka::generator::{Generated, GeneratorOptions, generate};
 use crate::connector::kafka::mock::MockBroker;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{End, Options, Progress};
+use crate::pipeline::{Begin, End, Options, Progress};
 use crate::sql::Program;
 use crate::sql::substitute::Wanted;
 use crate::{Error, Result};
@@ -94,7 +94,7 @@ pub async fn run(mut args: DemoArgs) -> Result<ExitCode> {
     let program = load_in(&queries, &args.settings, &environment).await?;
     let lookup = |wanted: Wanted| environment.get(wanted);
     let (options, stop) = (Options { end: End::CaughtUp, close_windows: true }, CancellationToken::new());
-    drive(program, options, None, &lookup, None, &stop, &counts.observer(None)).await?;
+    drive(program, options, Begin::default(), &lookup, None, &stop, &counts.observer(None)).await?;
 
     let counted = counts.counted(generated.elapsed);
     let text = results(&place, &queries, &args.settings, &environment, counted).await?;
@@ -146,7 +146,7 @@ async fn stream(
     let options = Options { end: End::Never, close_windows: false };
     let bar = progress();
     let observer = counts.observer(bar.clone());
-    let pipeline = drive(program, options, None, &lookup, None, &stop, &observer);
+    let pipeline = drive(program, options, Begin::default(), &lookup, None, &stop, &observer);
     let generator = async {
         let options = GeneratorOptions { topic, rate: args.rate, ..GeneratorOptions::default() };
         let generated = generate(options, broker.bootstrap_servers(), enough.clone()).await;

@@ -20,7 +20,7 @@ use crate::connector::database::migrate::migrate;
 use crate::format::time::write_timestamp;
 use crate::pipeline::backoff::retry_at_start;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{End, Options, Pipeline, Progress, ResetState};
+use crate::pipeline::{Begin, End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
@@ -53,6 +53,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "changed")]
     pub reset_state: Option<ResetState>,
 
+    /// Begin anew where another checkpoint has written by the same name: what is read again comes again in tables without a
+    /// key, and the other checkpoint is fenced
+    #[arg(long)]
+    pub take_over: bool,
+
     #[command(flatten)]
     pub settings: SettingFlags,
 }
@@ -73,8 +78,9 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
         return Err(Error::user("--close-windows ends a bounded run").hint("add --until-caught-up or --once"));
     }
     let options = Options { end, close_windows: args.close_windows };
+    let begin = Begin { reset: args.reset_state, take_over: args.take_over };
     let migrations = program.settings.migrate.then_some(args.queries.as_path());
-    drive(program, options, args.reset_state, &environment, migrations, &stop, &observer()).await?;
+    drive(program, options, begin, &environment, migrations, &stop, &observer()).await?;
     match (stop.is_cancelled(), end) {
         (false, _) => {}
         (true, End::Never) => tracing::info!("stopped"),
@@ -94,7 +100,7 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
 pub async fn drive(
     program: Program,
     options: Options,
-    reset_state: Option<ResetState>,
+    begin: Begin,
     lookup: Lookup<'_>,
     migrations_beside: Option<&Path>,
     stop: &CancellationToken,
@@ -111,7 +117,7 @@ pub async fn drive(
         None => Ok(()),
     };
     let mut pipeline = tokio::select! {
-        opened = Pipeline::open(program, reset_state, lookup, migrate) => opened?,
+        opened = Pipeline::open(program, begin, lookup, migrate) => opened?,
         // Nothing is in hand that a restart would not take up again.
         () = stop.cancelled() => return Ok(()),
     };

@@ -20,7 +20,7 @@ use datafusion::catalog::TableProvider;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::Result;
+use crate::{Error, Result};
 
 pub mod options;
 
@@ -78,6 +78,28 @@ pub struct Identity {
     pub uuid: Uuid,
     /// Counts the starts of the pipeline; a higher one fences a lower one.
     pub epoch: u64,
+    /// Whether it may write where another checkpoint has written by this name (`--take-over`).
+    pub takes_over: bool,
+}
+
+impl Identity {
+    /// A sink met for the first time in which another checkpoint has written by this name: a lost or wrong one is what
+    /// this tells of most often.
+    ///
+    /// # Errors
+    /// It was not told to take over (user).
+    pub fn succeed(&self, other: &str, sink: &str) -> Result<()> {
+        if self.takes_over {
+            tracing::warn!(name = self.name, ours = %self.uuid, other, sink, "taken over from another checkpoint");
+            return Ok(());
+        }
+        let error =
+            format!("checkpoint {other} has written to {sink} by the name {:?}, this is {}", self.name, self.uuid);
+        Err(Error::user(error).hint(
+            "start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE). To begin anew, give --take-over: what is \
+             read again comes again where no key keeps it single. For a pipeline of its own, choose another poundlock.name",
+        ))
+    }
 }
 
 /// `[from, to)`, as Kafka commits offsets: `to` is the next offset to read. Offsets may be sparse.

@@ -38,5 +38,5 @@ mod execute;
 pub mod turn;
 
 pub use restore::ResetState;
-pub use start::Pipeline;
+pub use start::{Begin, Pipeline};
 pub use turn::{BatchSummary, End, Options, Progress};

@@ -45,7 +45,7 @@ pub(super) async fn finish_old(
     })?;
     let is_target = |table: &Arc<TableDefinition>| program.targets.contains(&table.name);
     program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !is_target(table)));
-    let mut sinks = open_sinks(&program, checkpoint).await?;
+    let mut sinks = open_sinks(&program, checkpoint, false).await?;
     fits(&sinks, recovery)?;
     let holding = holding(&plan, &program, &mut sinks).await?;
     if holding.is_empty() {

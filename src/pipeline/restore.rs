@@ -11,6 +11,7 @@ use super::start::Pipeline;
 use super::watermark::Watermark;
 use crate::checkpoint::Recovery;
 use crate::sql::session::QueryContext;
+use crate::state::panes::COMPACT_AT;
 use crate::state::{PaneStore, image};
 use crate::{Error, Result};
 
@@ -92,9 +93,8 @@ impl Pipeline {
     }
 
     fn empty_stores(&self) -> Vec<PaneStore> {
-        let compact_at = self.program.settings.state_compaction;
         let definitions = self.program.windows.stores.iter();
-        definitions.map(|definition| PaneStore::new(Arc::clone(definition), compact_at)).collect()
+        definitions.map(|definition| PaneStore::new(Arc::clone(definition), COMPACT_AT)).collect()
     }
 
     /// The windowed views of some stores.

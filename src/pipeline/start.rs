@@ -14,7 +14,7 @@ use super::watermark::Watermark;
 use super::write::Sinks;
 use crate::checkpoint::record::{PartitionCommit, SourceCommit};
 use crate::checkpoint::{Blob, Checkpoint, Recovery};
-use crate::connector::{self, Source};
+use crate::connector::{self, Identity, Source};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
 use crate::{Error, Result};
@@ -23,6 +23,15 @@ use crate::{Error, Result};
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// What a start is told of what it may find.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begin {
+    /// Goes on without window state that does not fit.
+    pub reset: Option<ResetState>,
+    /// See [`crate::connector::Identity::takes_over`].
+    pub take_over: bool,
 }
 
 /// A pipeline between two batches.
@@ -53,10 +62,10 @@ impl Pipeline {
     /// # Errors
     /// What `prepare` says.
     /// A server, table or topic is missing; the checkpoint is damaged or another's; the SQL has changed so that window
-    /// state cannot be kept (`reset` goes on without it); another process runs the pipeline.
+    /// state cannot be kept; another process runs the pipeline.
     pub async fn open(
         program: Program,
-        reset: Option<ResetState>,
+        begin: Begin,
         lookup: Lookup<'_>,
         prepare: impl AsyncFnOnce(&Program) -> Result<()>,
     ) -> Result<Self> {
@@ -70,12 +79,12 @@ impl Pipeline {
         // Before our own sinks are opened: two writers of one name would fence each other.
         finish_old(&mut recovery, &text, &checkpoint, &program, lookup).await?;
         prepare(&program).await?;
-        let mut sinks = open_sinks(&program, &checkpoint).await?;
+        let mut sinks = open_sinks(&program, &checkpoint, begin.take_over).await?;
         fits(&sinks, &recovery)?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
         // A batch in hand was planned on the state that is kept, and is finished on it.
-        let forgets = reset.map(|which| if recovery.pending.is_empty() { which } else { ResetState::Changed });
+        let forgets = begin.reset.map(|which| if recovery.pending.is_empty() { which } else { ResetState::Changed });
         let unfit = pipeline.restore(&recovery, forgets).await?;
         if !unfit.is_empty() {
             forget_unfit(&mut recovery, &pipeline).await?;
@@ -83,7 +92,7 @@ impl Pipeline {
         for plan in &recovery.pending {
             pipeline.replay(plan).await?;
         }
-        if let Some(which) = reset {
+        if let Some(which) = begin.reset {
             pipeline.reset(which, unfit).await?;
         }
         Ok(pipeline)
@@ -160,9 +169,10 @@ impl Pipeline {
     }
 }
 
-pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint) -> Result<Sinks> {
+pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint, takes_over: bool) -> Result<Sinks> {
     let sinks = connector::sinks(&program.written())?;
-    Sinks::open(sinks, checkpoint.identity(), program.dead_letters.clone(), program.numbers).await
+    let identity = Identity { takes_over, ..checkpoint.identity().clone() };
+    Sinks::open(sinks, &identity, program.dead_letters.clone(), program.numbers).await
 }
 
 /// Offsets mean something only in the topic they are of.

@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, retry_at_start};
-use super::dead_letters::{self, DeadLetter};
+use super::dead_letters::{self, DeadLetter, Records};
 use super::rows;
 use crate::checkpoint::{BatchPlan, Checkpoint};
 use crate::connector::{
@@ -60,6 +60,7 @@ pub struct ToWrite {
     pub offsets: BTreeMap<String, Ranges>,
     pub inserts: Vec<InsertRows>,
     pub refused_by_query: Vec<DeadLetter>,
+    pub records: Records,
 }
 
 impl Sinks {
@@ -115,7 +116,7 @@ impl Sinks {
         for refusal in &refusals {
             let insert = batch.inserts.iter().find(|rows| rows.insert == refusal.insert);
             let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
-            letters.push(DeadLetter::of_sink(refusal, insert)?);
+            letters.push(DeadLetter::of_sink(refusal, insert, &batch.records)?);
         }
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
         point!("write::before_dead_letters");

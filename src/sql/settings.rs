@@ -35,8 +35,6 @@ pub struct Settings {
     pub memory: usize,
     pub target_partitions: usize,
     pub migrate: bool,
-    /// Deltas of a pane before they are merged.
-    pub state_compaction: usize,
     /// Batches from one snapshot of the window state to the next.
     pub snapshot_interval: u64,
 }
@@ -136,14 +134,6 @@ const REGISTRY: &[SettingDoc] = &[
         doc: "Whether `run` applies migrations/ to the database when it starts",
     },
     SettingDoc {
-        name: "state_compaction",
-        flag: "state-compaction",
-        environment: &["POUNDLOCK_STATE_COMPACTION"],
-        default: Some("16"),
-        value: "COUNT",
-        doc: "A window's state is merged when it has grown by this many batches",
-    },
-    SettingDoc {
         name: "snapshot_interval",
         flag: "snapshot-interval",
         environment: &["POUNDLOCK_SNAPSHOT_INTERVAL"],
@@ -196,7 +186,6 @@ pub fn resolve(
         memory: reader.size("memory", 16 << 20..=1 << 50),
         target_partitions: reader.count("target_partitions", 1..=1_024),
         migrate: reader.boolean("migrate"),
-        state_compaction: reader.count("state_compaction", 1..=10_000),
         snapshot_interval: reader.count("snapshot_interval", 1..=1_000_000) as u64,
     };
     Error::all(reader.errors).map_or(Ok(settings), Err)

@@ -37,6 +37,10 @@ use crate::sql::windowed::{PaneDefinition, Rows, View};
 /// Of a batch, about: see `sql::pinned`.
 const USUAL_ROWS: usize = 100_000;
 
+/// Deltas of a pane at which they are merged. No setting: sums of floating-point numbers, and so the hashes of a replay,
+/// depend on it.
+pub const COMPACT_AT: usize = 16;
+
 /// What time it is in a batch, in event time and by the clock; µs. `i64::MIN` where there is no watermark yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {

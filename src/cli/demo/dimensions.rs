@@ -35,7 +35,8 @@ async fn write(table: &Arc<TableDefinition>, csv: &str) -> Result<()> {
     let rows = InsertRows { insert: 0, table: Arc::clone(table), rows, hash: String::new() };
     let request =
         WriteRequest { batch: 0, wave: Wave::Rows, planned_at: 0, offsets: BTreeMap::new(), inserts: vec![rows] };
-    let identity = Identity { name: format!("sample of {}", table.name), uuid: Uuid::new_v4(), epoch: 1 };
+    let identity =
+        Identity { name: format!("sample of {}", table.name), uuid: Uuid::new_v4(), epoch: 1, takes_over: false };
     for mut sink in connector::sinks(std::slice::from_ref(table))? {
         sink.open(&identity).await?;
         let report = sink.write(&request).await?;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The LOCATION's scheme says which: `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. All tables of one database
-//! are one sink, so that one transaction takes them together. Two LOCATIONs of one database that differ in more than
+//! are one sink, so that one transaction takes them together, but for those that want their own. Two LOCATIONs of one database that differ in more than
 //! their tables are refused: each would keep a batch record, and the second would find the first's and skip its rows.
 //!
 //! Invariant: the batch record (pipeline, batch, wave) is in the database if and only if the batch's rows are.
@@ -62,6 +62,12 @@ pub const OPTIONS: &[OptionDoc] = &[
         "`nothing` or `update`, by the PRIMARY KEY; default: `update` with a PRIMARY KEY, else a row that is \
                      there already is refused",
     ),
+    (
+        "transaction",
+        "`shared` (default): the rows of a batch are committed together with those of the other tables of the database; `own`: in \
+         a transaction beside it, over a second connection, so that the server works on both at once and neither waits for the \
+         other. Exactly once either way. SQLite, with its one writer, always shares",
+    ),
     ("connect_timeout", "default 10 seconds"),
     (
         "timeout",
@@ -78,6 +84,7 @@ pub struct DatabaseTable {
     /// `(schema, name)` in the database.
     target: (Option<String>, String),
     on_conflict: OnConflict,
+    own_transaction: bool,
     connect_timeout: Duration,
     timeout: Duration,
 }
@@ -105,11 +112,12 @@ impl DatabaseTable {
             "" if !keyed => OnConflict::Refuse,
             _ => OnConflict::Update,
         };
+        let own_transaction = options.word("transaction", &["shared", "own"], "shared")? == "own";
         let connect_timeout = options.duration("connect_timeout", Duration::from_secs(10))?;
         let timeout = options.duration("timeout", Duration::from_secs(300))?;
         options.finish()?;
         let place = place(&definition)?;
-        Ok(Self { definition, place, target, on_conflict, connect_timeout, timeout })
+        Ok(Self { definition, place, target, on_conflict, own_transaction, connect_timeout, timeout })
     }
 
     pub fn definition(&self) -> &Arc<TableDefinition> {
@@ -123,6 +131,10 @@ impl DatabaseTable {
     /// The table as DataFusion reads it: projection, limit and simple filters go to the database.
     pub fn provider(&self) -> BoundedTable {
         Arc::new(scan::DatabaseProvider::new(self.clone()))
+    }
+
+    fn has_own_transaction(&self) -> bool {
+        self.own_transaction && matches!(self.place, Place::Postgres(_))
     }
 
     fn is_dead_letters(&self) -> bool {
@@ -163,16 +175,16 @@ pub fn provider(definition: &Arc<TableDefinition>) -> Result<BoundedTable> {
     Ok(DatabaseTable::new(definition.clone())?.provider())
 }
 
-/// One sink for each database that these tables are in. Give it the tables that are written to, each once.
+/// One sink for each database that these tables are in, and for each table with transactions of its own. Give it the tables that are written to, each once.
 ///
 /// # Errors
 /// LOCATION or an option is not understood; two tables name one database by different addresses (user).
 pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
-    let mut groups: BTreeMap<String, Vec<DatabaseTable>> = BTreeMap::new();
+    let mut databases: BTreeMap<String, Vec<DatabaseTable>> = BTreeMap::new();
     for definition in tables {
         let table = DatabaseTable::new(definition.clone())?;
-        let group = groups.entry(sink_name(&table.place)).or_default();
-        if let Some(other) = group.first()
+        let database = databases.entry(sink_name(&table.place)).or_default();
+        if let Some(other) = database.first()
             && other.definition.location.trim() != table.definition.location.trim()
         {
             let (one, two) = (&other.definition, &table.definition);
@@ -181,7 +193,14 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
                         another schema is chosen by OPTIONS ('table' 'schema.name')";
             return Err(Error::user(message).at(two.place.clone()).hint(hint));
         }
-        group.push(table);
+        database.push(table);
+    }
+    let mut groups: BTreeMap<String, Vec<DatabaseTable>> = BTreeMap::new();
+    for (name, tables) in databases {
+        for table in tables {
+            let own = table.has_own_transaction().then(|| file_name(&format!("{name}-{}", table.definition.name)));
+            groups.entry(own.unwrap_or_else(|| name.clone())).or_default().push(table);
+        }
     }
     let sinks = groups.into_iter().map(|(name, tables)| match tables[0].place.clone() {
         Place::Postgres(address) => Box::new(postgres::PostgresSink::new(name, *address, tables)) as Box<dyn Sink>,
@@ -199,6 +218,10 @@ fn sink_name(place: &Place) -> String {
             format!("sqlite-{}", absolute.display())
         }
     };
+    file_name(&text)
+}
+
+fn file_name(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' }).collect()
 }
 

@@ -32,7 +32,7 @@ pub(super) fn with(mut definition: TableDefinition, option: &str, value: &str) -
 }
 
 pub(super) fn identity(epoch: u64) -> Identity {
-    Identity { name: "test".into(), uuid: Uuid::from_u128(7), epoch }
+    Identity { name: "test".into(), uuid: Uuid::from_u128(7), epoch, takes_over: false }
 }
 
 /// A hash that follows from the rows, as the pipeline's does.
@@ -150,6 +150,18 @@ pub(super) async fn contract(location: &str) {
     assert!(!second.holds(4).await.unwrap());
     assert!(second.write(&batch(2)).await.is_err(), "batch 2 had other rows");
     assert!(second.write(&batch(1)).await.unwrap().already);
+    // Another checkpoint of the same name has to be told so, and then this one is out.
+    let stranger = Identity { uuid: Uuid::from_u128(8), ..identity(1) };
+    let mut third = sinks(&tables).unwrap().pop().unwrap();
+    let error = third.open(&stranger).await.unwrap_err();
+    assert!(error.message().contains("has written to") && error.to_string().contains("--take-over"), "{error}");
+    assert_eq!(error.fault(), crate::Fault::User);
+    assert!(second.write(&batch(1)).await.unwrap().already, "a start that was refused fences nobody");
+    assert_eq!(third.open(&Identity { takes_over: true, ..stranger.clone() }).await.unwrap(), None);
+    let error = refused_until_fenced(second.as_mut(), &batch(4)).await;
+    assert!(error.message().contains("fenced by epoch 3"), "{error}");
+    assert!(sinks(&tables).unwrap().pop().unwrap().open(&identity(3)).await.is_err());
+    assert_eq!(third.open(&Identity { epoch: 2, ..stranger }).await.unwrap(), None);
 }
 
 /// The error of a write, once trouble that passes (a connection that the takeover ended) has passed.

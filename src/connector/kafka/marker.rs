@@ -10,11 +10,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::client::{Context, left};
 use crate::connector::Identity;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Marker {
     /// The newest batch that is in.
     pub batch: Option<u64>,
     pub epoch: u64,
+    /// The checkpoint that has left a marker by this name, while we have none.
+    pub other: Option<String>,
 }
 
 /// The newest marker of ours in this group, at whatever topic it was left.
@@ -35,6 +37,7 @@ pub fn read_marker(
     let found = consumer.committed_offsets(asked, left(deadline))?;
     let ours = identity.uuid.to_string();
     let mut newest = Marker::default();
+    let mut is_known = false;
     for element in found.elements() {
         // First: an offset that could not be read is no offset, not none.
         if let Err(error) = element.error() {
@@ -47,12 +50,15 @@ pub fn read_marker(
         let Offset::Offset(offset) = element.offset() else { continue };
         match parse_marker(element.metadata(), offset) {
             Some((uuid, marker)) if uuid == ours => {
+                is_known = true;
                 newest.batch = newest.batch.max(marker.batch);
                 newest.epoch = newest.epoch.max(marker.epoch);
             }
-            _ => tracing::info!(topic = element.topic(), "the marker of another checkpoint is passed over"),
+            Some((uuid, _)) => newest.other = Some(uuid.to_string()),
+            None => tracing::info!(topic = element.topic(), "an offset that is no marker of ours is passed over"),
         }
     }
+    newest.other = newest.other.filter(|_| !is_known);
     Ok(newest)
 }
 
@@ -64,7 +70,7 @@ pub fn metadata(identity: &Identity) -> String {
 fn parse_marker(metadata: &str, offset: i64) -> Option<(&str, Marker)> {
     let (uuid, epoch) = metadata.strip_prefix("poundlock ")?.split_once(' ')?;
     let batch = u64::try_from(offset).ok()?.checked_sub(1);
-    Some((uuid, Marker { batch, epoch: epoch.parse().ok()? }))
+    Some((uuid, Marker { batch, epoch: epoch.parse().ok()?, other: None }))
 }
 
 #[cfg(test)]
@@ -75,8 +81,8 @@ mod tests {
     fn a_marker_names_its_checkpoint_and_its_epoch() {
         let uuid = "8b7c2e9a-0000-4000-8000-000000000001";
         let parsed = parse_marker("poundlock 8b7c2e9a-0000-4000-8000-000000000001 7", 42);
-        assert_eq!(parsed, Some((uuid, Marker { batch: Some(41), epoch: 7 })));
-        assert_eq!(parse_marker("poundlock x 7", 0), Some(("x", Marker { batch: None, epoch: 7 })));
+        assert_eq!(parsed, Some((uuid, Marker { batch: Some(41), epoch: 7, other: None })));
+        assert_eq!(parse_marker("poundlock x 7", 0), Some(("x", Marker { batch: None, epoch: 7, other: None })));
         for foreign in ["", "poundlock", "poundlock x", "flink x 1", "poundlock x -1"] {
             assert_eq!(parse_marker(foreign, 5), None, "{foreign}");
         }

@@ -185,17 +185,20 @@ impl Session {
             marker => marker,
         };
         let marker = marker.map_err(unread)?;
-        self.check_epoch(marker)?;
+        self.check_epoch(&marker)?;
+        if let Some(other) = marker.other.as_ref().filter(|_| !again) {
+            self.identity.succeed(other, &format!("Kafka ({})", self.topics.join(", ")))?;
+        }
         if again && marker.epoch < self.identity.epoch {
             return Err(Error::external("fenced by a pipeline of the same name with another checkpoint")
                 .hint("give each pipeline a poundlock.name of its own"));
         }
         self.producer.init_transactions(left(deadline)).map_err(|error| failed(&error))?;
         let marker = read_marker(rows, &self.identity, &self.topics, deadline).map_err(unread)?;
-        self.check_epoch(marker)?;
+        self.check_epoch(&marker)?;
         let dead_letters_marker = read_marker(dead_letters, &self.identity, &self.topics, deadline).map_err(unread)?;
         self.groups = Some(Groups { rows: group(rows)?, dead_letters: group(dead_letters)? });
-        self.newest = [(Wave::Rows, marker), (Wave::DeadLetters, dead_letters_marker)]
+        self.newest = [(Wave::Rows, &marker), (Wave::DeadLetters, &dead_letters_marker)]
             .into_iter()
             .filter_map(|(wave, marker)| Some((wave, marker.batch?)))
             .collect();
@@ -206,7 +209,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_epoch(&self, marker: Marker) -> Result<()> {
+    fn check_epoch(&self, marker: &Marker) -> Result<()> {
         if marker.epoch <= self.identity.epoch {
             return Ok(());
         }

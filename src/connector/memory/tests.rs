@@ -28,7 +28,7 @@ fn request(batch: u64, inserts: Vec<InsertRows>) -> WriteRequest {
 }
 
 fn identity(epoch: u64) -> Identity {
-    Identity { name: "p".into(), uuid: Uuid::nil(), epoch }
+    Identity { name: "p".into(), uuid: Uuid::nil(), epoch, takes_over: false }
 }
 
 #[tokio::test]

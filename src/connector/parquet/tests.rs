@@ -62,7 +62,7 @@ fn insert(definition: &Arc<TableDefinition>, number: usize, rows: Vec<RecordBatc
 
 async fn opened(definition: &Arc<TableDefinition>) -> ParquetSink {
     let mut sink = ParquetSink::for_tables(&[Arc::clone(definition)]).unwrap().remove(0);
-    let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch: 1 };
+    let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch: 1, takes_over: false };
     assert_eq!(sink.open(&identity).await.unwrap(), None);
     sink
 }
@@ -376,7 +376,7 @@ async fn a_folder_that_cannot_be_made_is_an_error_at_open() {
     let error = match ParquetSink::for_tables(&[definition]) {
         Err(error) => error,
         Ok(mut sinks) => {
-            let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch: 1 };
+            let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch: 1, takes_over: false };
             sinks[0].open(&identity).await.unwrap_err()
         }
     };

@@ -28,7 +28,6 @@ fn defaults_are_in_the_registry() {
             memory: 1 << 30,
             target_partitions: 1,
             migrate: true,
-            state_compaction: 16,
             snapshot_interval: 64,
         }
     );

@@ -155,7 +155,7 @@ impl<S: Subject> Rig<S> {
     }
 
     pub fn identity(&self, epoch: u64) -> Identity {
-        Identity { name: self.name.clone(), uuid: self.uuid, epoch }
+        Identity { name: self.name.clone(), uuid: self.uuid, epoch, takes_over: false }
     }
 
     /// Notes what the batch must leave, row by row, and returns what the sink must report.

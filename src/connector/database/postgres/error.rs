@@ -41,7 +41,7 @@ pub(super) fn class(error: &tokio_postgres::Error) -> Class {
     match code {
         "22P04" | "08P01" => Class::Ours,
         // 54000: a value too long for its index. P0001: a trigger says no. 44000: a view's check option.
-        "54000" | "P0001" | "44000" => Class::Row,
+        "54000" | "P0001" | "44000" | "21000" => Class::Row,
         "25006" | "25P03" | "55P03" | "55006" | "57014" | "72000" => Class::Passing,
         "3D000" | "3F000" | "42501" | "42P01" | "42703" | "42P10" | "55000" | "0A000" => Class::User,
         "58030" | "58000" => Class::Passing,
@@ -53,6 +53,11 @@ pub(super) fn class(error: &tokio_postgres::Error) -> Class {
             _ => Class::Server,
         },
     }
+}
+
+/// ON CONFLICT DO UPDATE has met one key twice.
+pub(super) fn is_repetition(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|c| c.code() == "21000")
 }
 
 pub(super) fn is_unique_violation(error: &tokio_postgres::Error) -> bool {

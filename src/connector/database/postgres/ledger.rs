@@ -30,13 +30,15 @@ CREATE TABLE IF NOT EXISTS poundlock.pipelines (
     uuid uuid PRIMARY KEY, name text NOT NULL, epoch bigint NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
 COMMENT ON TABLE poundlock.pipelines IS 'one row per pipeline that writes here; only the process with this epoch may';
 CREATE TABLE IF NOT EXISTS poundlock.writers (
-    uuid uuid, epoch bigint, pid integer NOT NULL, backend_start timestamptz NOT NULL, PRIMARY KEY (uuid, epoch));
-COMMENT ON TABLE poundlock.writers IS 'the connection of each epoch, so that a takeover can end it';
+    uuid uuid, epoch bigint, part text, pid integer NOT NULL, backend_start timestamptz NOT NULL,
+    PRIMARY KEY (uuid, epoch, part));
+COMMENT ON TABLE poundlock.writers IS 'the connections of each epoch, so that a takeover can end them';
 CREATE TABLE IF NOT EXISTS poundlock.batches (
-    uuid uuid, batch bigint, wave text, epoch bigint NOT NULL, whole boolean NOT NULL, planned_at timestamptz NOT NULL,
-    offsets jsonb NOT NULL, hashes jsonb NOT NULL, report jsonb NOT NULL, written_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (uuid, batch, wave));
-COMMENT ON TABLE poundlock.batches IS 'one row per batch and wave: it is here if and only if the batch''s rows are';
+    uuid uuid, batch bigint, wave text, part text, epoch bigint NOT NULL, whole boolean NOT NULL,
+    planned_at timestamptz NOT NULL, offsets jsonb NOT NULL, hashes jsonb NOT NULL, report jsonb NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (uuid, batch, wave, part));
+COMMENT ON TABLE poundlock.batches IS 'one row per batch, wave and part: it is here if and only if the batch''s rows are';
+COMMENT ON COLUMN poundlock.batches.part IS 'the table that has transactions of its own; empty for all others together';
 "#;
 
 /// Makes our tables where they are missing.
@@ -67,28 +69,16 @@ pub(super) async fn ensure(client: &Client) -> Result<()> {
 /// # Errors
 /// A higher epoch is there: we are fenced (external). A transaction of a lower epoch does not end (external,
 /// retryable).
-pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> Result<()> {
+pub(super) async fn take(client: &Client, identity: &Identity, part: &str, raise: bool) -> Result<()> {
     let failed = |e: tokio_postgres::Error| failure(&e, "could not take the pipeline over in the database");
     let epoch = signed(identity.epoch, "the epoch")?;
     if raise {
-        const OTHER: &str = "SELECT uuid FROM poundlock.pipelines WHERE name = $1 AND uuid <> $2 LIMIT 1";
-        const ADD: &str =
-            "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3) ON CONFLICT (uuid) DO NOTHING";
-        let is_new = client.execute(ADD, &[&identity.uuid, &identity.name, &epoch]).await.map_err(failed)? > 0;
-        let other = client.query_opt(OTHER, &[&identity.name, &identity.uuid]).await.map_err(failed)?;
-        if let Some(other) = other.filter(|_| is_new) {
-            let (other, name): (Uuid, _) = (other.get(0), &identity.name);
-            tracing::warn!(
-                name, ours = %identity.uuid, %other,
-                "another checkpoint has written to this database by this name: rows without a key come again. If this is not \
-                 meant to begin anew, stop it and start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE)"
-            );
-        }
+        succeed(client, identity, epoch).await?;
     }
     let begin = Instant::now();
     loop {
-        end_backends(client, identity, epoch).await?;
-        match register(client, identity, epoch, raise).await {
+        end_backends(client, identity, part, epoch).await?;
+        match register(client, identity, part, epoch, raise).await {
             Err(Taking::Busy) if begin.elapsed() < TAKEOVER_WAIT => continue,
             Err(Taking::Busy) => {
                 let hint = "end it with pg_terminate_backend, or let the role do so: GRANT pg_signal_backend";
@@ -108,14 +98,34 @@ pub(super) async fn take(client: &Client, identity: &Identity, raise: bool) -> R
     }
 }
 
-/// Ends the connections that are registered for our epoch or lower ones: whoever they belong to must write no more.
-async fn end_backends(client: &Client, identity: &Identity, epoch: i64) -> Result<()> {
+/// Makes the name ours: one checkpoint has it at a time, and who had it is fenced.
+async fn succeed(client: &Client, identity: &Identity, epoch: i64) -> Result<()> {
+    const OTHER: &str = "SELECT uuid FROM poundlock.pipelines WHERE name = $1 AND uuid <> $2 LIMIT 1";
+    const REPLACE: &str =
+        "UPDATE poundlock.pipelines SET name = name || ' (replaced)', epoch = epoch + 1, updated_at = now()
+                           WHERE name = $1 AND uuid <> $2";
+    const ADD: &str =
+        "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3) ON CONFLICT (uuid) DO NOTHING";
+    let failed = |e: tokio_postgres::Error| failure(&e, "could not take the pipeline's name in the database");
+    let (name, uuid) = (&identity.name, &identity.uuid);
+    if let Some(other) = client.query_opt(OTHER, &[name, uuid]).await.map_err(failed)? {
+        identity.succeed(&other.get::<_, Uuid>(0).to_string(), "the database")?;
+        client.execute(REPLACE, &[name, uuid]).await.map_err(failed)?;
+    }
+    client.execute(ADD, &[uuid, name, &epoch]).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Ends the connections that are registered for lower epochs, and for our part in this one: whoever they belong to must
+/// write no more.
+async fn end_backends(client: &Client, identity: &Identity, part: &str, epoch: i64) -> Result<()> {
     // backend_start is hidden from a role that may not see the other's sessions: then nothing matches, and the lock
     // decides.
     const END: &str = "SELECT a.pid, pg_terminate_backend(a.pid) FROM poundlock.writers w
                        JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
-                       WHERE w.uuid = $1 AND w.epoch <= $2 AND a.pid <> pg_backend_pid()";
-    match client.query(END, &[&identity.uuid, &epoch]).await {
+                       WHERE w.uuid = $1 AND (w.epoch < $2 OR w.epoch = $2 AND w.part = $3)
+                         AND a.pid <> pg_backend_pid()";
+    match client.query(END, &[&identity.uuid, &epoch, &part]).await {
         Ok(ended) if ended.is_empty() => {}
         Ok(ended) => tracing::info!(backends = ended.len(), "ended connections of earlier starts of this pipeline"),
         Err(error) if error.code().is_some_and(|c| c.code() == "42501") => {
@@ -141,11 +151,19 @@ impl From<tokio_postgres::Error> for Taking {
 }
 
 /// Locks the row, and if no higher epoch is there, writes ours and this connection. Returns the epoch found.
-async fn register(client: &Client, identity: &Identity, epoch: i64, raise: bool) -> Result<Option<i64>, Taking> {
+async fn register(
+    client: &Client,
+    identity: &Identity,
+    part: &str,
+    epoch: i64,
+    raise: bool,
+) -> Result<Option<i64>, Taking> {
     client.batch_execute("BEGIN; SET LOCAL lock_timeout = '2s'").await?;
     let outcome = async {
-        const LOCK: &str = "SELECT epoch FROM poundlock.pipelines WHERE uuid = $1 FOR UPDATE";
-        let found: Option<i64> = client.query_opt(LOCK, &[&identity.uuid]).await?.map(|row| row.get(0));
+        // Shared where nothing is raised: another part of ours may be writing.
+        let lock = if raise { "FOR UPDATE" } else { "FOR SHARE" };
+        let lock = format!("SELECT epoch FROM poundlock.pipelines WHERE uuid = $1 {lock}");
+        let found: Option<i64> = client.query_opt(&lock, &[&identity.uuid]).await?.map(|row| row.get(0));
         let Some(theirs) = found.filter(|theirs| *theirs <= epoch) else { return Ok(found) };
         if raise && theirs < epoch {
             const RAISE: &str =
@@ -153,10 +171,10 @@ async fn register(client: &Client, identity: &Identity, epoch: i64, raise: bool)
             client.execute(RAISE, &[&identity.uuid, &epoch, &identity.name]).await?;
         }
         const WRITER: &str = "
-            INSERT INTO poundlock.writers (uuid, epoch, pid, backend_start)
-            SELECT $1, $2, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
-            ON CONFLICT (uuid, epoch) DO UPDATE SET pid = EXCLUDED.pid, backend_start = EXCLUDED.backend_start";
-        client.execute(WRITER, &[&identity.uuid, &epoch]).await?;
+            INSERT INTO poundlock.writers (uuid, epoch, part, pid, backend_start)
+            SELECT $1, $2, $3, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+            ON CONFLICT (uuid, epoch, part) DO UPDATE SET pid = EXCLUDED.pid, backend_start = EXCLUDED.backend_start";
+        client.execute(WRITER, &[&identity.uuid, &epoch, &part]).await?;
         Ok(found)
     };
     let outcome: Result<Option<i64>, Taking> = outcome.await;
@@ -166,24 +184,27 @@ async fn register(client: &Client, identity: &Identity, epoch: i64, raise: bool)
 
 /// Statements of every batch, prepared once a connection.
 pub(super) struct Ledger {
+    /// The table whose batches these are; empty for all that share a transaction.
+    part: String,
     lock: tokio_postgres::Statement,
     record: tokio_postgres::Statement,
     may_delete: bool,
 }
 
 impl Ledger {
-    pub async fn prepare(client: &Client) -> Result<Self> {
+    pub async fn prepare(client: &Client, part: &str) -> Result<Self> {
         let failed = |e: tokio_postgres::Error| failure(&e, "could not prepare the statements of schema poundlock");
         const LOCK: &str = "
             SELECT p.epoch, b.hashes::text, b.report::text FROM poundlock.pipelines p
-            LEFT JOIN poundlock.batches b ON b.uuid = p.uuid AND b.batch = $2 AND b.wave = $3
+            LEFT JOIN poundlock.batches b ON b.uuid = p.uuid AND b.batch = $2 AND b.wave = $3 AND b.part = $4
             WHERE p.uuid = $1 FOR SHARE OF p";
         const RECORD: &str = "
-            INSERT INTO poundlock.batches (uuid, batch, wave, epoch, whole, planned_at, offsets, hashes, report)
+            INSERT INTO poundlock.batches (uuid, batch, wave, epoch, whole, planned_at, offsets, hashes, report, part)
             VALUES ($1, $2, $3, $4, $5, timestamptz 'epoch' + $6::bigint * interval '1 microsecond',
-                    $7::text::jsonb, $8::text::jsonb, $9::text::jsonb)";
+                    $7::text::jsonb, $8::text::jsonb, $9::text::jsonb, $10)";
         const MAY_DELETE: &str = "SELECT has_table_privilege('poundlock.batches', 'DELETE')";
         Ok(Self {
+            part: part.to_string(),
             lock: client.prepare(LOCK).await.map_err(failed)?,
             record: client.prepare(RECORD).await.map_err(failed)?,
             may_delete: client.query_one(MAY_DELETE, &[]).await.map_err(failed)?.get(0),
@@ -193,7 +214,7 @@ impl Ledger {
     /// In a transaction: makes sure that we may write, until it ends. Returns the report if the batch is in already.
     pub async fn enter(&self, client: &Client, who: &Identity, request: &WriteRequest) -> Result<Option<WriteReport>> {
         let (batch, ours) = (signed(request.batch, "the batch")?, signed(who.epoch, "the epoch")?);
-        let row = client.query_opt(&self.lock, &[&who.uuid, &batch, &wave_name(request.wave)]).await;
+        let row = client.query_opt(&self.lock, &[&who.uuid, &batch, &wave_name(request.wave), &self.part]).await;
         let Some(row) = row.map_err(|e| failure(&e, "could not lock the pipeline's row in the database"))? else {
             return Err(Error::external("the database does not know this pipeline any more"));
         };
@@ -230,6 +251,7 @@ impl Ledger {
             &offsets,
             &hashes,
             &report,
+            &self.part,
         ];
         client.execute(&self.record, values).await.map_err(|e| {
             let error = failure(&e, "could not write the batch record");
@@ -237,23 +259,26 @@ impl Ledger {
             if is_unique_violation(&e) { Error::external("the batch was written meanwhile").retryable() } else { error }
         })?;
         if self.may_delete && request.batch.is_multiple_of(RETENTION_EVERY) && request.batch > BATCHES_KEPT {
-            const DELETE: &str = "DELETE FROM poundlock.batches WHERE uuid = $1 AND batch <= $2";
+            const DELETE: &str = "DELETE FROM poundlock.batches WHERE uuid = $1 AND batch <= $2 AND part = $3";
             let oldest = batch - BATCHES_KEPT as i64;
-            let deleted = client.execute(DELETE, &[&who.uuid, &oldest]).await;
+            let deleted = client.execute(DELETE, &[&who.uuid, &oldest, &self.part]).await;
             deleted.map_err(|e| failure(&e, "could not delete old batch records"))?;
         }
         Ok(())
     }
 }
 
-/// The newest batch all of whose waves are in.
-pub(super) async fn newest(client: &Client, uuid: Uuid) -> Result<Option<u64>> {
-    const NEWEST: &str = "SELECT max(batch) FROM poundlock.batches WHERE uuid = $1 AND whole";
-    let row = client.query_one(NEWEST, &[&uuid]).await;
+/// The newest batch all of whose waves are in. A part that has none yet was taken from, or given back to, the others: it
+/// stands where they do.
+pub(super) async fn newest(client: &Client, uuid: Uuid, part: &str) -> Result<Option<u64>> {
+    const NEWEST: &str = "SELECT coalesce(max(batch) FILTER (WHERE part = $2), max(batch))
+                          FROM poundlock.batches WHERE uuid = $1 AND whole";
+    let row = client.query_one(NEWEST, &[&uuid, &part]).await;
     let row = row.map_err(|e| failure(&e, "could not read the newest batch record"))?;
     Ok(row.get::<_, Option<i64>>(0).and_then(|batch| u64::try_from(batch).ok()))
 }
 
+/// Whether any part of it is in.
 pub(super) async fn holds(client: &Client, uuid: Uuid, batch: u64) -> Result<bool> {
     const HOLDS: &str = "SELECT EXISTS (SELECT 1 FROM poundlock.batches WHERE uuid = $1 AND batch = $2)";
     let row = client.query_one(HOLDS, &[&uuid, &signed(batch, "the batch")?]).await;

@@ -12,6 +12,9 @@
 use super::copy::{Kind, Target};
 use crate::connector::database::column::{Column, Values};
 
+/// Rows that are sent together: their encoded form is in memory at once.
+pub(super) const BLOCK_ROWS: usize = 65_536;
+
 /// Where a row lies: its record batch, and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
@@ -33,7 +36,7 @@ pub(super) fn as_they_came(batches: &[(usize, Vec<Column>)], total: usize) -> im
     })
 }
 
-/// Every row once, by its key. `key` are positions among the columns; without one the rows stay as they came.
+/// Every row once, each block of them by its key. `key` are positions among the columns; without one the rows stay as they came.
 pub(super) fn places(batches: &[(usize, Vec<Column>)], total: usize, key: &[usize]) -> Vec<Place> {
     let each = as_they_came(batches, total);
     let words = |place: &Place| {
@@ -45,7 +48,7 @@ pub(super) fn places(batches: &[(usize, Vec<Column>)], total: usize, key: &[usiz
         return each.collect();
     }
     let mut sorted: Vec<((u64, u64), Place)> = each.map(|place| (words(&place), place)).collect();
-    sorted.sort_by_key(|(words, _)| *words);
+    sorted.chunks_mut(BLOCK_ROWS).for_each(|block| block.sort_by_key(|(words, _)| *words));
     sorted.into_iter().map(|(_, place)| place).collect()
 }
 

@@ -1,4 +1,6 @@
-//! The sink: one transaction per batch and wave, over one connection that is made anew whenever it was lost.
+//! The sink: one transaction per batch and wave, over one connection that is made anew whenever it was lost. A table with
+//! `'transaction' 'own'` is a sink of its own, with its own connection and batch records: a second process of the server
+//! works for the batch, and its rows are seen a moment before or after those of the others.
 //!
 //! Invariant: a connection is kept only after a transaction that ended well; after any error it is dropped, so that
 //! nothing of a half-done transaction can be committed later. A COMMIT whose answer was lost is cleared up by the next
@@ -23,6 +25,8 @@ pub struct PostgresSink {
     name: String,
     address: Address,
     tables: Vec<DatabaseTable>,
+    /// The table that has its own transactions; empty for those that share one.
+    part: String,
     identity: Option<Identity>,
     session: Option<Session>,
     habits: Habits,
@@ -35,9 +39,11 @@ struct Session {
 }
 
 impl PostgresSink {
-    /// `tables` are all in the database that `address` names.
+    /// `tables` are all in the database that `address` names; each with the same answer to "has it its own transactions".
     pub(in crate::connector::database) fn new(name: String, address: Address, tables: Vec<DatabaseTable>) -> Self {
-        Self { name, address, tables, identity: None, session: None, habits: Habits::default() }
+        let own = tables.iter().find(|table| table.has_own_transaction());
+        let part = own.map_or_else(String::new, |table| table.definition().name.clone());
+        Self { name, address, tables, part, identity: None, session: None, habits: Habits::default() }
     }
 
     /// The largest of the tables' values: they share the connection.
@@ -55,7 +61,7 @@ impl PostgresSink {
         if takeover {
             ledger::ensure(&client).await?;
         }
-        ledger::take(&client, identity, takeover).await?;
+        ledger::take(&client, identity, &self.part, takeover).await?;
         let (mut writers, mut errors) = (BTreeMap::new(), vec![]);
         for (number, table) in self.tables.iter().enumerate() {
             match Writer::prepare(&client, table, number).await {
@@ -67,7 +73,7 @@ impl PostgresSink {
         if let Some(error) = Error::all(errors) {
             return Err(error);
         }
-        let ledger = Ledger::prepare(&client).await?;
+        let ledger = Ledger::prepare(&client, &self.part).await?;
         Ok(Session { client, ledger, writers })
     }
 
@@ -147,8 +153,10 @@ impl Sink for PostgresSink {
     fn guarantee(&self) -> Guarantee {
         let keyed = self.tables.iter().any(|t| t.on_conflict() != OnConflict::Refuse);
         let keyed = if keyed { "; rows with a key that is there already are settled by ON CONFLICT" } else { "" };
-        let how = "the rows of all its tables and the batch record are committed in one transaction; \
-                   a batch whose record is there is skipped";
+        let whose = if self.part.is_empty() { "all its tables that share one" } else { "this table" };
+        let how = format!(
+            "the rows of {whose} and the batch record are committed in one transaction; a batch whose record is there is skipped"
+        );
         Guarantee { level: "exactly-once", how: format!("{how}{keyed}") }
     }
 
@@ -156,7 +164,7 @@ impl Sink for PostgresSink {
         self.session = None;
         self.identity = Some(identity.clone());
         let session = self.connect(identity, true).await?;
-        let newest = ledger::newest(&session.client, identity.uuid).await?;
+        let newest = ledger::newest(&session.client, identity.uuid, &self.part).await?;
         self.session = Some(session);
         Ok(newest)
     }

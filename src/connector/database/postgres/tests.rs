@@ -19,6 +19,8 @@ use crate::connector::database::{REFUSED_MAX, provider, sinks};
 use crate::connector::{Sink, TableDefinition};
 use crate::{Error, Fault};
 
+mod own;
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A new database and a connection to it.

@@ -3,11 +3,11 @@
 //! ```text
 //! COPY into the table            on_conflict: none, and `nothing` while no key has collided lately
 //! COPY into a temporary table,   on_conflict: `update`, and `nothing` where a key collided
-//!   INSERT … ON CONFLICT
+//!   INSERT … ON CONFLICT         (`update`: DISTINCT ON first, if a key may be there twice)
 //! ```
 //!
-//! Rows are sent in the order of their key (`order`), but encoded as they came: to read ten columns here and there costs
-//! ten cache misses a row, to read its encoded form one. A refusal names a row by its number in the INSERT.
+//! Rows are sent in blocks, each in the order of their key (`order`), but encoded as they came: to read ten columns here
+//! and there costs ten cache misses a row, to read its encoded form one. A refusal names a row by its number in the INSERT.
 //!
 //! Every attempt is under a savepoint. If the server refuses a row (its type, NOT NULL, CHECK, foreign key, a trigger),
 //! the rows are halved until it stands alone; it becomes a refusal and all others are written. Halves are written in
@@ -15,18 +15,20 @@
 //!
 //! Failure: what is not a row's fault ends the transaction, and the sink drops the connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::pin::pin;
 
+use arrow::array::RecordBatch;
 use bytes::{Bytes, BytesMut};
+use datafusion::common::hash_utils::{RandomState, create_hashes};
 use futures::SinkExt;
 use tokio_postgres::{Client, Statement};
 
 use super::catalog::{Described, describe};
 use super::copy::{HEADER, TRAILER, Target, put_fields, put_head, put_row};
-use super::error::{Class, class, failure, is_unique_violation, reason};
-use super::order::{Place, as_they_came, is_exact, places};
+use super::error::{Class, class, failure, is_repetition, is_unique_violation, reason};
+use super::order::{BLOCK_ROWS, Place, as_they_came, is_exact, places};
 use crate::connector::database::column::Column;
 use crate::connector::database::ledger::too_many_refused;
 use crate::connector::database::{DatabaseTable, OnConflict, REFUSED_MAX, quoted, quoted_list};
@@ -57,7 +59,19 @@ pub(super) struct Writer {
 
 struct Stage {
     copy: Statement,
+    /// For `update`: refused by the server if a key is there twice.
     insert: Statement,
+    /// For `update`: the last row of each key.
+    insert_last: Option<Statement>,
+}
+
+/// How rows go in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Direct,
+    Staged,
+    /// By [`Stage::insert_last`].
+    StagedLast,
 }
 
 /// What lives as long as the sink, whatever the connection.
@@ -98,10 +112,15 @@ impl Writer {
             );
             client.batch_execute(&create).await.map_err(failed)?;
             let copy = format!("COPY pg_temp.{temporary} ({ORDINAL}, {columns}) FROM STDIN (FORMAT binary)");
-            let insert = insert_statement(table, &described, &names, &format!("pg_temp.{temporary}"));
+            let insert = |last| insert_statement(table, &described, &names, &format!("pg_temp.{temporary}"), last);
+            let insert_last = match table.on_conflict() {
+                OnConflict::Update => Some(client.prepare(&insert(true)).await.map_err(failed)?),
+                OnConflict::Nothing | OnConflict::Refuse => None,
+            };
             Some(Stage {
                 copy: client.prepare(&copy).await.map_err(failed)?,
-                insert: client.prepare(&insert).await.map_err(failed)?,
+                insert: client.prepare(&insert(false)).await.map_err(failed)?,
+                insert_last,
             })
         };
         Ok(Self { table: table.clone(), described, copy, stage })
@@ -130,27 +149,38 @@ impl Writer {
             total += batch.num_rows();
         }
         let habit = habits.staged.entry(self.name().to_string()).or_default();
-        let mut staged = self.table.on_conflict() == OnConflict::Update || *habit > 0;
-        *habit = habit.saturating_sub(1);
         let schema = &self.table.definition().schema;
         let key = self.table.definition().primary_key.iter().filter_map(|column| schema.index_of(column).ok());
-        let key: Vec<usize> = key.filter(|column| is_exact(self.described.targets[*column])).collect();
+        let key: Vec<usize> = key.collect();
+        let mut way = match self.table.on_conflict() {
+            OnConflict::Update if may_repeat(&insert.rows, &key)? => Way::StagedLast,
+            OnConflict::Update => Way::Staged,
+            OnConflict::Nothing if *habit > 0 => Way::Staged,
+            OnConflict::Nothing | OnConflict::Refuse => Way::Direct,
+        };
+        *habit = habit.saturating_sub(1);
+        let key: Vec<usize> = key.into_iter().filter(|column| is_exact(self.described.targets[*column])).collect();
         let rows = Rows { order: places(&batches, total, &key), is_sorted: !key.is_empty(), batches };
         let mut refused: BTreeMap<usize, String> = BTreeMap::new();
         let mut written = 0;
         // Ranges still to be written, the first one last.
-        #[allow(clippy::single_range_in_vec_init)]
-        let mut ranges = if total == 0 { vec![] } else { vec![0..total] };
+        let blocks = (0..total).step_by(BLOCK_ROWS).map(|start| start..total.min(start + BLOCK_ROWS));
+        let mut ranges: Vec<Range<usize>> = blocks.rev().collect();
         while let Some(range) = ranges.pop() {
-            let attempt = self.attempt(client, &rows, range.clone(), staged, &mut refused, progress).await?;
+            let attempt = self.attempt(client, &rows, range.clone(), way, &mut refused, progress).await?;
             if refused.len() > REFUSED_MAX {
                 let first = refused.values().next().map_or("", String::as_str);
                 return Err(too_many_refused(self.name(), first));
             }
             let Err(error) = attempt.map(|rows| written += rows) else { continue };
-            if !staged && self.stage.is_some() && is_unique_violation(&error) {
-                staged = true;
+            let stage = self.stage.as_ref();
+            if way == Way::Direct && stage.is_some() && is_unique_violation(&error) {
+                way = Way::Staged;
                 habits.staged.insert(self.name().to_string(), STAGED_BATCHES);
+                ranges.push(range);
+            } else if way == Way::Staged && stage.is_some_and(|s| s.insert_last.is_some()) && is_repetition(&error) {
+                // The server takes for equal what we do not: citext, a collation that knows no case.
+                way = Way::StagedLast;
                 ranges.push(range);
             } else if range.len() == 1 {
                 refused.insert(rows.number(range.start), reason(&error));
@@ -182,13 +212,13 @@ impl Writer {
         client: &Client,
         rows: &Rows,
         range: Range<usize>,
-        staged: bool,
+        way: Way,
         refused: &mut BTreeMap<usize, String>,
         progress: &mut Progress,
     ) -> Result<Result<u64, tokio_postgres::Error>> {
         let doing = || format!("could not write {} rows to table {}", range.len(), self.name());
         client.batch_execute("SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
-        let written = match self.stage.as_ref().filter(|_| staged) {
+        let written = match self.stage.as_ref().filter(|_| way != Way::Direct) {
             None => self.send(client, &self.copy, rows, range.clone(), None, refused, &mut progress.buffer).await,
             Some(stage) => {
                 let first = progress.ordinal;
@@ -196,8 +226,9 @@ impl Writer {
                 let sent = self
                     .send(client, &stage.copy, rows, range.clone(), Some(first), refused, &mut progress.buffer)
                     .await;
+                let insert = stage.insert_last.as_ref().filter(|_| way == Way::StagedLast).unwrap_or(&stage.insert);
                 match sent {
-                    Ok(_) => client.execute(&stage.insert, &[&first]).await,
+                    Ok(_) => client.execute(insert, &[&first]).await,
                     error => error,
                 }
             }
@@ -308,8 +339,10 @@ impl Rows {
     }
 
     fn encode(&self, range: Range<usize>, targets: &[Target]) -> Encoded {
-        let places: Vec<Place> = if range.len() == self.order.len() {
-            as_they_came(&self.batches, self.order.len()).collect()
+        let is_block =
+            range.start.is_multiple_of(BLOCK_ROWS) && range.end == self.order.len().min(range.start + BLOCK_ROWS);
+        let places: Vec<Place> = if is_block {
+            as_they_came(&self.batches, self.order.len()).skip(range.start).take(range.len()).collect()
         } else {
             let mut places = self.order[range].to_vec();
             places.sort_unstable_by_key(|place| self.number_of(*place));
@@ -337,8 +370,21 @@ impl Rows {
     }
 }
 
-/// From the temporary table into the table, by the key.
-fn insert_statement(table: &DatabaseTable, described: &Described, columns: &[&str], stage: &str) -> String {
+/// Whether a key may be there twice: two rows whose keys hash to the same.
+fn may_repeat(batches: &[RecordBatch], key: &[usize]) -> Result<bool> {
+    let mut seen = HashSet::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+    for batch in batches {
+        let mut hashes = vec![0; batch.num_rows()];
+        create_hashes(key.iter().map(|column| batch.column(*column)), &RandomState::with_seed(0), &mut hashes)?;
+        if !hashes.into_iter().all(|hash| seen.insert(hash)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// From the temporary table into the table, by the key; `last`: only the last row of each.
+fn insert_statement(table: &DatabaseTable, described: &Described, columns: &[&str], stage: &str, last: bool) -> String {
     let list = quoted_list(columns.iter().copied());
     let key: Vec<&str> = table.definition().primary_key.iter().map(String::as_str).collect();
     let keys = quoted_list(key.iter().copied());
@@ -352,6 +398,9 @@ fn insert_statement(table: &DatabaseTable, described: &Described, columns: &[&st
     let set: Vec<String> = columns.iter().filter(|c| !key.contains(c)).map(|c| quoted(c)).collect();
     let set: Vec<String> = set.iter().map(|c| format!("{c} = EXCLUDED.{c}")).collect();
     let action = if set.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
+    if !last {
+        return format!("{into} {list} {from} ON CONFLICT ({keys}) DO {action}");
+    }
     // ON CONFLICT may not meet one key twice: the last row of each is chosen before. A NULL is no key, unless the index
     // says so.
     let distinct = if described.nulls_equal {

@@ -25,7 +25,7 @@ fn sink(tables: &[Arc<TableDefinition>]) -> KafkaSink {
 }
 
 fn identity(name: &str, epoch: u64) -> Identity {
-    Identity { name: name.into(), uuid: Uuid::from_u128(7), epoch }
+    Identity { name: name.into(), uuid: Uuid::from_u128(7), epoch, takes_over: false }
 }
 
 /// Rows `(id, text)` of one INSERT into one table.

@@ -19,6 +19,7 @@ use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Wanted;
 use crate::sql::{Files, Program, parse};
 use crate::state::image::{self, ImageWriter};
+use crate::state::panes::COMPACT_AT;
 use crate::state::{Delta, PaneStore};
 
 pub const SECOND: i64 = 1_000_000;
@@ -145,6 +146,7 @@ pub struct Sim {
     tables: String,
     queries: String,
     pub program: Arc<Program>,
+    compact_at: usize,
     pub runner: Runner,
     watermark: Watermark,
     offsets: BTreeMap<i32, i64>,
@@ -161,13 +163,22 @@ impl Sim {
         Self::of(tables, queries, program)
     }
 
+    /// Merges the states of a pane when there are so many.
+    pub fn compacting_at(mut self, count: usize) -> Self {
+        self.compact_at = count;
+        self.runner = Runner::new(Arc::clone(&self.program), stores(&self.program, count));
+        self
+    }
+
     pub fn of(tables: &str, queries: &str, program: Program) -> Self {
         let program = Arc::new(program);
-        let (watermark, runner) = (Watermark::new(program.sources[0].watermark.clone(), None, 0), runner(&program));
+        let watermark = Watermark::new(program.sources[0].watermark.clone(), None, 0);
+        let runner = Runner::new(Arc::clone(&program), stores(&program, COMPACT_AT));
         Self {
             tables: tables.into(),
             queries: queries.into(),
             program,
+            compact_at: COMPACT_AT,
             runner,
             watermark,
             offsets: BTreeMap::new(),
@@ -265,7 +276,7 @@ impl Sim {
             self.program = Arc::new(plan(&self.tables, &self.queries).await.unwrap());
         }
         self.watermark = Watermark::new(self.program.sources[0].watermark.clone(), self.commit.as_ref(), now);
-        let mut stores = stores(&self.program);
+        let mut stores = stores(&self.program, self.compact_at);
         let context = QueryContext::new(self.program.state(), 1);
         let images =
             self.snapshot.iter().map(|image| (image, true)).chain(self.deltas.iter().map(|image| (image, false)));
@@ -287,13 +298,8 @@ impl Sim {
     }
 }
 
-fn stores(program: &Program) -> Vec<PaneStore> {
-    let compact_at = program.settings.state_compaction;
+fn stores(program: &Program, compact_at: usize) -> Vec<PaneStore> {
     program.windows.stores.iter().map(|definition| PaneStore::new(Arc::clone(definition), compact_at)).collect()
-}
-
-fn runner(program: &Arc<Program>) -> Runner {
-    Runner::new(Arc::clone(program), stores(program))
 }
 
 /// Rows as text, NULL as `∅`.

@@ -131,13 +131,12 @@ fn case(dice: &mut Dice) -> Case {
     tables += &keyed("whole", &format!("{table}, n BIGINT"), &keys.join(", "));
     tables += &append("late", "id BIGINT, window_start TIMESTAMP, window_end TIMESTAMP, reason VARCHAR");
     let mut queries = format!(
-        "SET poundlock.state_compaction = '{}'; SET poundlock.target_partitions = '{}';
+        "SET poundlock.target_partitions = '{}';
          SET datafusion.execution.batch_size = '{}';
          CREATE VIEW w AS {own};
          INSERT INTO db.changed SELECT * FROM w;
          INSERT INTO kafka.closed SELECT * FROM w WHERE window_end <= current_watermark();
          INSERT INTO db.whole SELECT *, {WHOLE} FROM w;",
-        2 + dice.below(4),
         [1, 1, 3][dice.below(3) as usize],
         [8_192, 8_192, 5][dice.below(3) as usize]
     );
@@ -184,8 +183,9 @@ async fn check(seed: u64) {
     let mut dice = Dice(seed);
     let case = case(&mut dice);
     let what = |what: &str, batch: usize| format!("seed {seed}, batch {batch}, {what}\n{}", case.queries);
-    let mut steady = Sim::start(&case.tables, &case.queries).await;
-    let mut shaken = Sim::start(&case.tables, &case.queries).await;
+    let compact_at = 2 + dice.below(4) as usize;
+    let mut steady = Sim::start(&case.tables, &case.queries).await.compacting_at(compact_at);
+    let mut shaken = Sim::start(&case.tables, &case.queries).await.compacting_at(compact_at);
     let partitions = 1 + dice.below(3) as i32;
     let batches = 3 + dice.below(8) as usize;
     let (mut now, mut ids, oracle) = (T0, 0, Oracle::new());

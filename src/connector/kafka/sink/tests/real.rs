@@ -60,7 +60,12 @@ async fn a_batch_written_again_after_a_restart_is_there_once() {
     drop(third);
     let mut foreign = sink(&tables);
     let stranger = Identity { uuid: Uuid::from_u128(8), ..identity(&rows_topic, 1) };
+    let error = foreign.open(&stranger).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("--take-over"), "{error}");
+    let stranger = Identity { takes_over: true, ..stranger };
     assert_eq!(foreign.open(&stranger).await.unwrap(), None);
+    // Once is enough.
+    assert_eq!(sink(&tables).open(&Identity { takes_over: false, epoch: 2, ..stranger }).await.unwrap(), None);
     let expected: Vec<String> = [1, 2].into_iter().chain(101..121).map(|id: i64| id.to_string()).collect();
     assert_eq!((keys(&rows_topic), keys(&dead_topic), keys(&other_topic)), (expected, vec!["9".into()], vec![]));
 }
@@ -99,7 +104,7 @@ async fn a_producer_ended_by_an_older_start_comes_back_and_one_ended_by_another_
     let rows = request(&table, 0, Wave::Rows, &[(1, "a")]);
     assert!(new.write(&rows).await.unwrap_err().is_retryable());
     assert!(!new.write(&rows).await.unwrap().already);
-    let stranger = Identity { uuid: Uuid::from_u128(8), ..identity(&topic, 1) };
+    let stranger = Identity { uuid: Uuid::from_u128(8), takes_over: true, ..identity(&topic, 1) };
     sink(&[Arc::clone(&table)]).open(&stranger).await.unwrap();
     let next = request(&table, 1, Wave::Rows, &[(2, "b")]);
     assert!(new.write(&next).await.unwrap_err().is_retryable());

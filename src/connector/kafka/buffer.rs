@@ -1,8 +1,10 @@
-//! Decoded rows between the reader thread and the cuts, by partition: pure bookkeeping, no I/O, no clock.
+//! Rows between the reader thread and the cuts, by partition: pure bookkeeping, no I/O, no clock.
 //!
 //! ```text
-//! partition 0   start ─▶ [chunk][chunk][rows being built] ◀─ next      a cut takes from the left
+//! partition 0   start ─▶ [chunk][chunk][records being packed] ◀─ next      a cut takes from the left
 //! ```
+//!
+//! Chunks are decoded outside (see `rows`): what a cut takes is [`Taken`], and becomes a [`Cut`] without the buffer's lock.
 //!
 //! A cut works on the buffer directly, under its lock: nothing is handed over, so a dropped future cannot lose rows.
 //!
@@ -12,14 +14,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
-use super::rows::{Held, Record, RowBuilder, RowLayout};
-use crate::connector::{Cut, Loss, OffsetRange, Ranges};
+use super::rows::{Decoders, Packer, Record, Slot};
+use crate::connector::{Chunk, Cut, Loss, OffsetRange, Ranges};
 use crate::{Error, Result};
 
 pub struct Partition {
-    builder: RowBuilder,
-    chunks: VecDeque<Held>,
+    packer: Packer,
+    chunks: VecDeque<Arc<Slot>>,
     /// Where the next cut begins.
     pub start: i64,
     /// The next offset to read: one past the last row.
@@ -36,18 +39,20 @@ pub struct Partition {
 
 impl Partition {
     fn is_drained(&self) -> bool {
-        self.chunks.is_empty() && self.builder.len() == 0
+        self.chunks.is_empty() && self.packer.len() == 0
     }
 }
 
 /// All partitions of one source.
 pub struct Buffer {
-    layout: Arc<RowLayout>,
+    decoders: Arc<Decoders>,
+    /// Takes chunks to be decoded; `None` when the source is closed.
+    packed: Option<Sender<Arc<Slot>>>,
     pub partitions: BTreeMap<i32, Partition>,
     /// Rows and bytes of payload that wait.
     pub rows: usize,
     pub bytes: usize,
-    /// Bytes of memory that finished chunks hold.
+    /// Bytes of memory that finished chunks hold, about.
     chunk_memory: usize,
     limit: usize,
     /// Ranges that an exact cut waits for.
@@ -61,9 +66,10 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub fn new(layout: RowLayout, limit: usize) -> Self {
+    pub fn new(decoders: Arc<Decoders>, packed: Sender<Arc<Slot>>, limit: usize) -> Self {
         Self {
-            layout: Arc::new(layout),
+            decoders,
+            packed: Some(packed),
             partitions: BTreeMap::new(),
             rows: 0,
             bytes: 0,
@@ -78,34 +84,41 @@ impl Buffer {
     }
 
     /// `start` is where the first cut begins, `next` where reading does: later, if retention took the difference.
-    pub fn add_partition(&mut self, partition: i32, start: i64, next: i64, known_end: i64) -> Result<()> {
-        let builder = RowBuilder::try_new(&self.layout, partition)?;
+    pub fn add_partition(&mut self, partition: i32, start: i64, next: i64, known_end: i64) {
+        let packer = Packer::new(self.decoders.layout(), partition);
         let at_end = next >= known_end;
         let chunks = VecDeque::new();
-        let state = Partition { builder, chunks, start, next, reached: next, known_end, at_end, resetting: false };
+        let state = Partition { packer, chunks, start, next, reached: next, known_end, at_end, resetting: false };
         self.partitions.insert(partition, state);
-        Ok(())
+    }
+
+    /// No more chunks will be decoded but by cuts: ends the threads that do it.
+    pub fn close(&mut self) {
+        self.packed = None;
     }
 
     /// Appends a record; one that was there already or is stale is passed over.
-    pub fn push(&mut self, partition: i32, record: &Record) -> Result<()> {
-        let Some(state) = self.partitions.get_mut(&partition) else { return Ok(()) };
+    pub fn push(&mut self, partition: i32, record: &Record) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.resetting || record.offset < state.next {
-            return Ok(());
+            return;
         }
-        let bytes = state.builder.bytes();
-        state.builder.push(record);
+        let bytes = state.packer.bytes();
+        state.packer.push(record);
         state.next = record.offset + 1;
         state.reached = state.next;
         state.at_end = false;
         self.rows += 1;
-        self.bytes += state.builder.bytes() - bytes;
-        if state.builder.is_full() {
-            let held = state.builder.finish()?;
-            self.chunk_memory += held.memory;
-            state.chunks.push_back(held);
+        self.bytes += state.packer.bytes() - bytes;
+        if state.packer.is_full() {
+            let slot = state.packer.finish();
+            self.chunk_memory += slot.memory;
+            if let Some(packed) = &self.packed {
+                // Without a thread that listens, the cut decodes it.
+                drop(packed.send(Arc::clone(&slot)));
+            }
+            state.chunks.push_back(slot);
         }
-        Ok(())
     }
 
     /// The broker says that nothing follows the last record it gave. What was the end when we last asked has then been
@@ -129,7 +142,7 @@ impl Buffer {
     }
 
     pub fn is_full(&self) -> bool {
-        let building: usize = self.partitions.values().map(|state| state.builder.memory()).sum();
+        let building: usize = self.partitions.values().map(|state| state.packer.memory()).sum();
         self.chunk_memory + building >= self.limit
     }
 
@@ -157,8 +170,8 @@ impl Buffer {
     }
 
     /// Takes whole chunks, from each partition in turn, until one of the limits is reached.
-    pub fn take_available(&mut self, rows: usize, bytes: usize) -> Result<Cut> {
-        let mut taken: BTreeMap<i32, Vec<Held>> = BTreeMap::new();
+    pub fn take_available(&mut self, rows: usize, bytes: usize) -> Taken {
+        let mut taken: BTreeMap<i32, Vec<Arc<Slot>>> = BTreeMap::new();
         let (mut taken_rows, mut taken_bytes) = (0, 0);
         // Ring order, beginning after the partition that was served last.
         let split = self.turn;
@@ -170,10 +183,10 @@ impl Buffer {
                 if !taken.is_empty() && (taken_rows >= rows || taken_bytes >= bytes) {
                     break 'rounds;
                 }
-                if let Some(held) = self.pop(*partition)? {
-                    taken_rows += held.chunk.offsets.len();
-                    taken_bytes += held.chunk.bytes;
-                    taken.entry(*partition).or_default().push(held);
+                if let Some(slot) = self.pop(*partition) {
+                    taken_rows += slot.rows;
+                    taken_bytes += slot.bytes;
+                    taken.entry(*partition).or_default().push(slot);
                     self.turn = *partition;
                     progress = true;
                 }
@@ -183,9 +196,10 @@ impl Buffer {
             }
         }
         let mut cut = Cut { losses: std::mem::take(&mut self.losses), ..Cut::default() };
+        let mut chunks = vec![];
         for (partition, state) in &mut self.partitions {
-            let chunks = taken.remove(partition).unwrap_or_default();
-            let mut to = chunks.last().map_or(state.start, |held| held.last_offset() + 1);
+            let own = taken.remove(partition).unwrap_or_default();
+            let mut to = own.last().map_or(state.start, |slot| slot.last + 1);
             if state.is_drained() && !state.resetting {
                 // Behind the last row there may be markers of transactions, or nothing any more.
                 to = to.max(state.reached);
@@ -196,25 +210,25 @@ impl Buffer {
                 cut.at_end.insert(*partition);
             }
             state.start = to;
-            cut.chunks.extend(chunks.into_iter().map(|held| held.chunk));
+            chunks.extend(own.into_iter().map(TakenChunk::Slot));
         }
-        Ok(cut)
+        Taken { cut, chunks, decoders: Arc::clone(&self.decoders) }
     }
 
-    /// The oldest chunk of a partition; if there is none, what is being built.
-    fn pop(&mut self, partition: i32) -> Result<Option<Held>> {
-        let Some(state) = self.partitions.get_mut(&partition) else { return Ok(None) };
-        let held = match state.chunks.pop_front() {
-            Some(held) => {
-                self.chunk_memory -= held.memory;
-                held
+    /// The oldest chunk of a partition; if there is none, what is being packed.
+    fn pop(&mut self, partition: i32) -> Option<Arc<Slot>> {
+        let state = self.partitions.get_mut(&partition)?;
+        let slot = match state.chunks.pop_front() {
+            Some(slot) => {
+                self.chunk_memory -= slot.memory;
+                slot
             }
-            None if state.builder.len() > 0 => state.builder.finish()?,
-            None => return Ok(None),
+            None if state.packer.len() > 0 => state.packer.finish(),
+            None => return None,
         };
-        self.rows -= held.chunk.offsets.len();
-        self.bytes -= held.chunk.bytes;
-        Ok(Some(held))
+        self.rows -= slot.rows;
+        self.bytes -= slot.bytes;
+        Some(slot)
     }
 
     /// # Errors
@@ -242,7 +256,10 @@ impl Buffer {
     }
 
     /// Takes exactly these ranges, if they have been read; partitions not named give nothing.
-    pub fn take_exactly(&mut self, ranges: &Ranges) -> Result<Option<Cut>> {
+    ///
+    /// # Errors
+    /// A chunk that is split does not decode.
+    pub fn take_exactly(&mut self, ranges: &Ranges) -> Result<Option<Taken>> {
         if !ranges.iter().all(|(partition, range)| self.has_reached(*partition, range.to)) {
             return Ok(None);
         }
@@ -256,11 +273,12 @@ impl Buffer {
             cut.losses.extend(now);
             self.losses.extend(later);
         }
+        let mut chunks = vec![];
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         for partition in partitions {
             let to = ranges.get(&partition).map(|range| range.to);
             if let Some(to) = to {
-                self.take_before(partition, to, &mut cut)?;
+                self.take_before(partition, to, &mut chunks)?;
             }
             let Some(state) = self.partitions.get_mut(&partition) else { continue };
             let to = to.unwrap_or(state.start);
@@ -272,25 +290,25 @@ impl Buffer {
                 cut.at_end.insert(partition);
             }
         }
-        Ok(Some(cut))
+        Ok(Some(Taken { cut, chunks, decoders: Arc::clone(&self.decoders) }))
     }
 
     /// Moves the rows before `to` into the cut. If that splits a chunk, what was read beyond it is dropped, to be read
     /// again: the chunks of the next cut are counted from `to`.
-    fn take_before(&mut self, partition: i32, to: i64, cut: &mut Cut) -> Result<()> {
+    fn take_before(&mut self, partition: i32, to: i64, chunks: &mut Vec<TakenChunk>) -> Result<()> {
         loop {
             let Some(state) = self.partitions.get(&partition) else { return Ok(()) };
-            let first = state.chunks.front().map(Held::first_offset).or_else(|| state.builder.first_offset());
+            let first = state.chunks.front().map(|slot| slot.first).or_else(|| state.packer.first_offset());
             if first.is_none_or(|first| first >= to) {
                 return Ok(());
             }
-            let Some(held) = self.pop(partition)? else { return Ok(()) };
-            if held.last_offset() < to {
-                cut.chunks.push(held.chunk);
+            let Some(slot) = self.pop(partition) else { return Ok(()) };
+            if slot.last < to {
+                chunks.push(TakenChunk::Slot(slot));
                 continue;
             }
-            cut.chunks.extend(held.before(to)?);
-            while self.pop(partition)?.is_some() {}
+            chunks.extend(slot.take(&self.decoders)?.before(to)?.map(TakenChunk::Part));
+            while self.pop(partition).is_some() {}
             if let Some(state) = self.partitions.get_mut(&partition) {
                 state.next = to;
                 state.reached = to;
@@ -311,6 +329,39 @@ impl Buffer {
             u64::try_from(end - state.start).unwrap_or(0)
         });
         behind.sum()
+    }
+}
+
+/// What a cut has taken, perhaps not decoded yet.
+pub struct Taken {
+    cut: Cut,
+    /// Of `cut`, in their order.
+    chunks: Vec<TakenChunk>,
+    decoders: Arc<Decoders>,
+}
+
+enum TakenChunk {
+    Slot(Arc<Slot>),
+    Part(Chunk),
+}
+
+impl Taken {
+    /// # Errors
+    /// A chunk does not decode (internal).
+    pub fn decode(mut self) -> Result<Cut> {
+        // From the end: the threads begin at the beginning.
+        for chunk in self.chunks.iter().rev() {
+            if let TakenChunk::Slot(slot) = chunk {
+                slot.decode(&self.decoders)?;
+            }
+        }
+        for chunk in self.chunks {
+            self.cut.chunks.push(match chunk {
+                TakenChunk::Slot(slot) => slot.take(&self.decoders)?.chunk,
+                TakenChunk::Part(chunk) => chunk,
+            });
+        }
+        Ok(self.cut)
     }
 }
 

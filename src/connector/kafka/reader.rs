@@ -1,5 +1,5 @@
-//! The thread behind a source: polls librdkafka, decodes each record straight into the rows of its partition, and keeps
-//! watch over the topic.
+//! The thread behind a source: polls librdkafka, copies each record to those of its partition, and keeps watch over the
+//! topic. Others decode (see `rows`).
 //!
 //! A thread of its own, because polling blocks; one lock for up to [`SLICE`] records, so that a record costs no lock,
 //! no clock and no allocation. A cut that waits for the lock gets it after the slice in hand (well below a millisecond).
@@ -123,7 +123,7 @@ impl Reader {
         }
     }
 
-    /// Decodes what is there, up to a slice; gives back an error event, to be judged without the lock.
+    /// Takes what is there, up to a slice; gives back an error event, to be judged without the lock.
     fn take_slice(
         &self,
         consumer: &BaseConsumer<Context>,
@@ -144,7 +144,7 @@ impl Reader {
                         key: message.key(),
                         timestamp: message.timestamp().to_millis(),
                     };
-                    buffer.push(message.partition(), &record)?;
+                    buffer.push(message.partition(), &record);
                 }
                 Err(KafkaError::PartitionEOF(partition)) => {
                     buffer.end_of_log(partition);
@@ -323,7 +323,7 @@ impl Reader {
             let Some(log) = self.passing(log)? else { continue };
             tracing::info!(topic = self.table.topic, partition, offset = log.from, "new partition");
             let mut buffer = lock(&self.shared.buffer);
-            buffer.add_partition(partition, log.from, log.from, log.to)?;
+            buffer.add_partition(partition, log.from, log.from, log.to);
             if let Some(state) = buffer.partitions.get_mut(&partition) {
                 state.resetting = true;
             }

@@ -1,22 +1,30 @@
 //! From the records of one partition to the rows of a chunk: the decoder's columns beside the metadata columns.
 //!
+//! ```text
+//! reader thread: Packer ─▶ Slot (records) ─▶ decoding thread, or a cut that comes first ─▶ Slot (rows) ─▶ Cut
+//! ```
+//!
+//! To read from Kafka and to decode take about as long, so they are two threads' work. The reader copies each payload once,
+//! into memory that becomes the column `_raw`.
+//!
 //! A chunk ends at [`CHUNK_ROWS`] rows or [`CHUNK_BYTES`] of payload, both counted from where the last one ended: the
 //! same range of offsets is always cut into the same chunks, so that a replay computes the same bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringViewArray,
-    StringViewBuilder, TimestampMicrosecondBuilder, UInt32Array,
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, RecordBatchOptions,
+    StringViewArray, StringViewBuilder, TimestampMicrosecondBuilder, UInt32Array,
 };
-use arrow::buffer::ScalarBuffer;
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::compute::take;
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 
+use super::client::lock;
 use super::options::{KafkaTable, MetadataColumn};
-use crate::Result;
 use crate::connector::Chunk;
 use crate::format::json::JsonDecoder;
+use crate::{Error, Result};
 
 /// DataFusion's own batch size: a chunk is taken as it is by the queries.
 pub const CHUNK_ROWS: usize = 8_192;
@@ -70,44 +78,37 @@ pub struct Record<'m> {
     pub timestamp: Option<i64>,
 }
 
-enum Keys {
-    Bytes(BinaryBuilder),
-    Text(StringViewBuilder),
-}
-
-/// Rows that wait to become a chunk. Columns that are not declared cost nothing.
-pub struct RowBuilder {
+/// Records that wait to be decoded, one after the other in memory. What is not declared is not kept.
+pub struct Packer {
     layout: Arc<RowLayout>,
     partition: i32,
-    decoder: JsonDecoder,
     offsets: Vec<i64>,
-    undecodable: Vec<u32>,
+    /// The payloads; those that are NULL take no room.
+    values: Vec<u8>,
+    /// Where each payload ends, after a 0.
+    ends: Vec<i32>,
+    /// Rows whose payload is NULL.
+    tombstones: Vec<usize>,
     bytes: usize,
-    errors: Option<StringViewBuilder>,
-    raw: Option<BinaryBuilder>,
     timestamps: Option<TimestampMicrosecondBuilder>,
-    keys: Option<Keys>,
+    keys: Option<BinaryBuilder>,
 }
 
-impl RowBuilder {
-    pub fn try_new(layout: &Arc<RowLayout>, partition: i32) -> Result<Self> {
-        let declared = |column| layout.type_of(column);
-        Ok(Self {
-            decoder: JsonDecoder::try_new(&layout.data)?,
+impl Packer {
+    pub fn new(layout: &Arc<RowLayout>, partition: i32) -> Self {
+        Self {
             partition,
             offsets: vec![],
-            undecodable: vec![],
+            values: vec![],
+            ends: vec![0],
+            tombstones: vec![],
             bytes: 0,
-            errors: declared(MetadataColumn::Error).map(|_| StringViewBuilder::new()),
-            raw: declared(MetadataColumn::Raw).map(|_| BinaryBuilder::new()),
-            timestamps: declared(MetadataColumn::Timestamp)
+            timestamps: layout
+                .type_of(MetadataColumn::Timestamp)
                 .map(|data_type| TimestampMicrosecondBuilder::new().with_data_type(data_type.clone())),
-            keys: declared(MetadataColumn::Key).map(|data_type| match data_type {
-                DataType::Binary => Keys::Bytes(BinaryBuilder::new()),
-                _ => Keys::Text(StringViewBuilder::new()),
-            }),
+            keys: layout.type_of(MetadataColumn::Key).map(|_| BinaryBuilder::new()),
             layout: Arc::clone(layout),
-        })
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -118,9 +119,9 @@ impl RowBuilder {
         self.bytes
     }
 
-    /// About what the rows hold in memory.
+    /// About what the rows hold in memory when they are decoded.
     pub fn memory(&self) -> usize {
-        let copies = 1 + usize::from(self.raw.is_some());
+        let copies = 1 + usize::from(self.layout.type_of(MetadataColumn::Raw).is_some());
         self.bytes * copies + self.offsets.len() * 32
     }
 
@@ -133,51 +134,168 @@ impl RowBuilder {
         self.offsets.len() >= CHUNK_ROWS || self.bytes >= CHUNK_BYTES
     }
 
-    /// Appends one row: the record's, or one of NULLs with the reason.
     pub fn push(&mut self, record: &Record) {
-        let refused = self.decoder.push(record.payload).err();
-        if refused.is_some() {
-            // A chunk has at most CHUNK_ROWS rows.
-            self.undecodable.push(self.offsets.len() as u32);
+        match record.payload {
+            Some(payload) => self.values.extend_from_slice(payload),
+            None => self.tombstones.push(self.offsets.len()),
         }
+        // CHUNK_BYTES and a record of at most a gigabyte.
+        self.ends.push(self.values.len() as i32);
         self.offsets.push(record.offset);
         self.bytes += record.payload.map_or(0, <[u8]>::len) + record.key.map_or(0, <[u8]>::len);
-        if let Some(errors) = &mut self.errors {
-            errors.append_option(refused);
-        }
-        if let Some(raw) = &mut self.raw {
-            raw.append_option(record.payload);
-        }
         if let Some(timestamps) = &mut self.timestamps {
             timestamps.append_option(record.timestamp.and_then(|ms| ms.checked_mul(1_000)));
         }
-        match &mut self.keys {
-            Some(Keys::Bytes(keys)) => keys.append_option(record.key),
-            Some(Keys::Text(keys)) => keys.append_option(record.key.map(String::from_utf8_lossy)),
-            None => {}
+        if let Some(keys) = &mut self.keys {
+            keys.append_option(record.key);
         }
     }
 
-    /// The rows so far as a chunk; the next one begins empty. Not to be called without rows.
-    pub fn finish(&mut self) -> Result<Held> {
-        let offsets = ScalarBuffer::from(std::mem::take(&mut self.offsets));
-        let undecodable = std::mem::take(&mut self.undecodable);
-        let bytes = std::mem::take(&mut self.bytes);
-        let data = self.decoder.finish()?;
-        let rows = offsets.len();
-        let mut errors = self.errors.as_mut().map(|errors| Arc::new(errors.finish()) as ArrayRef);
-        let mut raw = self.raw.as_mut().map(|raw| {
-            let full = raw.finish();
-            // The next chunk is probably as long: a buffer that grows is copied again and again.
-            let room = (full.values().len() + full.values().len() / 16).min(CHUNK_BYTES);
-            *raw = BinaryBuilder::with_capacity(rows, room);
-            Arc::new(full) as ArrayRef
+    /// The records so far; the next ones begin anew. Not to be called without records.
+    pub fn finish(&mut self) -> Arc<Slot> {
+        let memory = self.memory();
+        let rows = self.offsets.len();
+        // The next chunk is probably as long: a buffer that grows is copied again and again.
+        let room = (self.values.len() + self.values.len() / 16).min(CHUNK_BYTES);
+        let mut ends = Vec::with_capacity(rows + 1);
+        ends.push(0);
+        let pack = Pack {
+            partition: self.partition,
+            offsets: ScalarBuffer::from(std::mem::replace(&mut self.offsets, Vec::with_capacity(rows))),
+            values: std::mem::replace(&mut self.values, Vec::with_capacity(room)),
+            ends: std::mem::replace(&mut self.ends, ends),
+            tombstones: std::mem::take(&mut self.tombstones),
+            bytes: std::mem::take(&mut self.bytes),
+            timestamps: self.timestamps.as_mut().map(|times| Arc::new(times.finish()) as ArrayRef),
+            keys: self.keys.as_mut().map(BinaryBuilder::finish),
+        };
+        Arc::new(Slot {
+            first: pack.offsets.first().copied().unwrap_or(i64::MAX),
+            last: pack.offsets.last().copied().unwrap_or(i64::MIN),
+            rows,
+            bytes: pack.bytes,
+            memory,
+            state: Mutex::new(State::Packed(pack)),
+        })
+    }
+}
+
+/// The records of one chunk.
+struct Pack {
+    partition: i32,
+    offsets: ScalarBuffer<i64>,
+    values: Vec<u8>,
+    ends: Vec<i32>,
+    tombstones: Vec<usize>,
+    bytes: usize,
+    timestamps: Option<ArrayRef>,
+    keys: Option<BinaryArray>,
+}
+
+/// A chunk in the buffer. A thread of the source decodes it as soon as it can; a cut that comes first decodes it itself.
+pub struct Slot {
+    pub first: i64,
+    pub last: i64,
+    pub rows: usize,
+    pub bytes: usize,
+    /// About.
+    pub memory: usize,
+    state: Mutex<State>,
+}
+
+enum State {
+    Packed(Pack),
+    Decoded(Held),
+    Taken,
+}
+
+impl Slot {
+    /// Decodes it, unless that is done; waits for whoever is at it.
+    ///
+    /// # Errors
+    /// Arrow's; the rows are lost to this reader then, and it must end.
+    pub fn decode(&self, decoders: &Decoders) -> Result<()> {
+        let mut state = lock(&self.state);
+        *state = match std::mem::replace(&mut *state, State::Taken) {
+            State::Packed(pack) => State::Decoded(decoders.decode(pack)?),
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// The rows, decoded. Once.
+    pub fn take(&self, decoders: &Decoders) -> Result<Held> {
+        self.decode(decoders)?;
+        match std::mem::replace(&mut *lock(&self.state), State::Taken) {
+            State::Decoded(held) => Ok(held),
+            State::Packed(_) | State::Taken => Err(Error::internal("the rows of a chunk could not be decoded")),
+        }
+    }
+}
+
+/// What turns records into rows, as many at once as ask for it.
+pub struct Decoders {
+    layout: Arc<RowLayout>,
+    idle: Mutex<Vec<JsonDecoder>>,
+}
+
+impl Decoders {
+    /// # Errors
+    /// A column of a type that has no form in JSON.
+    pub fn try_new(layout: Arc<RowLayout>) -> Result<Self> {
+        let first = JsonDecoder::try_new(&layout.data)?;
+        Ok(Self { layout, idle: Mutex::new(vec![first]) })
+    }
+
+    pub fn layout(&self) -> &Arc<RowLayout> {
+        &self.layout
+    }
+
+    fn decode(&self, pack: Pack) -> Result<Held> {
+        let idle = lock(&self.idle).pop();
+        let mut decoder = match idle {
+            Some(decoder) => decoder,
+            None => JsonDecoder::try_new(&self.layout.data)?,
+        };
+        let held = self.decode_with(&mut decoder, pack);
+        if held.is_ok() {
+            lock(&self.idle).push(decoder);
+        }
+        held
+    }
+
+    fn decode_with(&self, decoder: &mut JsonDecoder, pack: Pack) -> Result<Held> {
+        let declared = |column| self.layout.type_of(column);
+        let rows = pack.offsets.len();
+        let mut errors = declared(MetadataColumn::Error).map(|_| StringViewBuilder::with_capacity(rows));
+        let mut undecodable = vec![];
+        let mut tombstones = pack.tombstones.iter().copied().peekable();
+        for row in 0..rows {
+            let is_null = tombstones.next_if_eq(&row).is_some();
+            let payload = (!is_null).then(|| &pack.values[pack.ends[row] as usize..pack.ends[row + 1] as usize]);
+            let refused = decoder.push(payload).err();
+            if refused.is_some() {
+                undecodable.push(row as u32); // a chunk has at most CHUNK_ROWS rows
+            }
+            if let Some(errors) = &mut errors {
+                errors.append_option(refused);
+            }
+        }
+        let data = decoder.finish()?;
+        let mut raw = None;
+        if declared(MetadataColumn::Raw).is_some() {
+            let mut valid = vec![true; if pack.tombstones.is_empty() { 0 } else { rows }];
+            pack.tombstones.iter().for_each(|row| valid[*row] = false);
+            let nulls = (!valid.is_empty()).then(|| NullBuffer::from(valid));
+            let ends = OffsetBuffer::new(ScalarBuffer::from(pack.ends));
+            raw = Some(Arc::new(BinaryArray::try_new(ends, Buffer::from_vec(pack.values), nulls)?) as ArrayRef);
+        }
+        let keys = pack.keys.as_ref().zip(declared(MetadataColumn::Key)).map(|(keys, data_type)| match data_type {
+            DataType::Binary => Arc::new(keys.clone()) as ArrayRef,
+            _ => Arc::new(keys.iter().map(|key| key.map(String::from_utf8_lossy)).collect::<StringViewArray>()),
         });
-        let mut timestamps = self.timestamps.as_mut().map(|times| Arc::new(times.finish()) as ArrayRef);
-        let mut keys = self.keys.as_mut().map(|keys| match keys {
-            Keys::Bytes(keys) => Arc::new(keys.finish()) as ArrayRef,
-            Keys::Text(keys) => Arc::new(keys.finish()) as ArrayRef,
-        });
+        let mut errors = errors.map(|mut errors| Arc::new(errors.finish()) as ArrayRef);
+        let (mut timestamps, mut keys) = (pack.timestamps, keys);
         let mut arrays = Vec::with_capacity(self.layout.columns.len());
         for column in &self.layout.columns {
             let array = match column {
@@ -188,18 +306,19 @@ impl RowBuilder {
                 Column::Metadata(MetadataColumn::Key) => keys.take(),
                 Column::Metadata(MetadataColumn::Topic) => Some(repeated(&self.layout.topic, rows)?),
                 Column::Metadata(MetadataColumn::Partition) => {
-                    Some(Arc::new(Int32Array::from(vec![self.partition; rows])) as ArrayRef)
+                    Some(Arc::new(Int32Array::from(vec![pack.partition; rows])) as ArrayRef)
                 }
                 Column::Metadata(MetadataColumn::Offset) => {
-                    Some(Arc::new(Int64Array::new(offsets.clone(), None)) as ArrayRef)
+                    Some(Arc::new(Int64Array::new(pack.offsets.clone(), None)) as ArrayRef)
                 }
             };
             arrays.extend(array);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.layout.schema), arrays, &options)?;
-        let chunk = Chunk { partition: self.partition, rows: batch, offsets, undecodable: undecodable.len(), bytes };
-        Ok(Held { memory: chunk.rows.get_array_memory_size(), chunk, undecodable })
+        let (offsets, bytes) = (pack.offsets, pack.bytes);
+        let chunk = Chunk { partition: pack.partition, rows: batch, offsets, undecodable: undecodable.len(), bytes };
+        Ok(Held { chunk, undecodable })
     }
 }
 
@@ -225,24 +344,15 @@ pub fn head(batch: &RecordBatch, rows: usize) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(batch.schema(), columns, &options)?)
 }
 
-/// A chunk in the buffer.
+/// A chunk that is decoded.
 #[derive(Debug)]
 pub struct Held {
     pub chunk: Chunk,
-    pub memory: usize,
     /// The rows that did not decode, to know how many are in a part of the chunk.
     undecodable: Vec<u32>,
 }
 
 impl Held {
-    pub fn first_offset(&self) -> i64 {
-        self.chunk.offsets.first().copied().unwrap_or(i64::MAX)
-    }
-
-    pub fn last_offset(&self) -> i64 {
-        self.chunk.offsets.last().copied().unwrap_or(i64::MIN)
-    }
-
     /// A copy of the rows before this offset; `None` if there are none.
     pub fn before(&self, offset: i64) -> Result<Option<Chunk>> {
         let chunk = &self.chunk;
@@ -286,13 +396,18 @@ mod tests {
 
     #[test]
     fn every_record_is_one_row_with_its_metadata() {
-        let mut rows = RowBuilder::try_new(&layout(), 3).unwrap();
+        let decoders = Decoders::try_new(layout()).unwrap();
+        let mut rows = Packer::new(decoders.layout(), 3);
         let payloads = [(7, Some(r#"{"id":1}"#)), (9, Some("not json")), (12, None), (13, Some(r#"{"id":2}"#))];
         for (offset, payload) in payloads {
             let (payload, key) = (payload.map(str::as_bytes), Some(b"k".as_slice()));
             rows.push(&Record { offset, payload, key, timestamp: Some(1_000 + offset) });
         }
-        let held = rows.finish().unwrap();
+        let slot = rows.finish();
+        assert_eq!((slot.first, slot.last, slot.rows), (7, 13, 4));
+        slot.decode(&decoders).unwrap();
+        let held = slot.take(&decoders).unwrap();
+        assert!(slot.take(&decoders).is_err(), "once");
         let (chunk, batch) = (&held.chunk, &held.chunk.rows);
         assert_eq!((batch.num_rows(), chunk.partition, &chunk.offsets[..]), (4, 3, &[7, 9, 12, 13][..]));
         let ids = batch["id"].as_primitive::<arrow::datatypes::Int64Type>();

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! reader thread ──▶ Mutex<Buffer> ◀── cut, filled, lag
+//!                      └─ chunks ──▶ decoding threads
 //! ```
 //!
-//! A cut takes the rows itself, under the buffer's lock and without waiting for the thread: it is answered in the time
-//! of one slice (see `reader`), and a future that is dropped has taken nothing.
+//! A cut takes the rows itself, under the buffer's lock and without waiting for the reader: it is answered in the time
+//! of one slice (see `reader`) and of decoding what no thread has come to yet. A future that is dropped has taken nothing.
 //!
 //! Failure: see `reader` for what ends a source. Opening checks every wanted offset against the log, so that retention
 //! is told at the start, and a topic that was made again, as long as it is shorter than the one before. One that has grown
@@ -13,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,11 +25,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::brokers::wait_with;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Taken};
 use super::client::{Context, OPEN_LIMIT, broker_error, left, lock};
 use super::options::KafkaTable;
 use super::reader::{Reader, assign, data_loss, offsets, truncated};
-use super::rows::{CHUNK_ROWS, RowBuilder, RowLayout};
+use super::rows::{CHUNK_ROWS, Decoders, RowLayout, Slot};
 use super::topic::{partitions_of, watermarks_when_led};
 use crate::connector::{Cut, CutLimit, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition};
 use crate::{Error, Result};
@@ -38,6 +39,9 @@ const DROP_LIMIT: Duration = Duration::from_secs(8);
 
 /// A group's offsets are committed again, though unchanged, before the brokers forget them (7 days by default).
 const COMMIT_AGAIN: Duration = Duration::from_secs(600);
+
+/// Of one source. More than this are faster than any reader.
+const DECODING_THREADS_MAX: usize = 4;
 
 /// A `CREATE UNBOUNDED EXTERNAL TABLE … STORED AS KAFKA` that is read.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ impl KafkaSourceTable {
     pub fn try_new(definition: Arc<TableDefinition>) -> Result<Self> {
         let table = KafkaTable::try_new(definition)?;
         table.check_as_source()?;
-        RowBuilder::try_new(&Arc::new(RowLayout::new(&table)), 0)?;
+        Decoders::try_new(Arc::new(RowLayout::new(&table)))?;
         Ok(Self { table })
     }
 
@@ -213,10 +217,10 @@ impl KafkaSource {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let cut = shared.with_buffer(|buffer| buffer.check().and_then(|()| buffer.take_exactly(ranges)))?;
-            if let Some(cut) = cut {
+            let taken = shared.with_buffer(|buffer| buffer.check().and_then(|()| buffer.take_exactly(ranges)))?;
+            if let Some(taken) = taken {
                 drop(target);
-                return Ok(cut);
+                return taken.decode();
             }
             changed.await;
         }
@@ -240,7 +244,8 @@ impl Source for KafkaSource {
     async fn cut(&self, limit: &CutLimit) -> Result<Cut> {
         let cut = match limit {
             CutLimit::Available { rows, bytes } => {
-                self.shared.with_buffer(|buffer| buffer.check().and_then(|()| buffer.take_available(*rows, *bytes)))
+                let take = |buffer: &mut Buffer| buffer.check().map(|()| buffer.take_available(*rows, *bytes));
+                self.shared.with_buffer(take).and_then(Taken::decode)
             }
             CutLimit::Exactly(ranges) => self.cut_exactly(ranges).await,
         };
@@ -295,6 +300,7 @@ impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.consumer = None;
         self.shared.stop.store(true, Ordering::Relaxed);
+        lock(&self.shared.buffer).close();
         self.shared.space.notify_all();
         if self.wait_on_drop && lock(&self.ended).recv_timeout(DROP_LIMIT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(topic = self.topic, "the Kafka consumer did not close in time; left to itself");
@@ -350,7 +356,9 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         .collect::<Result<_>>()?;
     let starts = if from.is_empty() { starting_offsets(&consumer, table, &logs, deadline)? } else { from.clone() };
 
-    let mut buffer = Buffer::new(RowLayout::new(table), buffer_bytes);
+    let decoders = Arc::new(Decoders::try_new(Arc::new(RowLayout::new(table)))?);
+    let (packed, to_decode) = channel();
+    let mut buffer = Buffer::new(Arc::clone(&decoders), packed, buffer_bytes);
     let mut positions = BTreeMap::new();
     for (partition, log) in &logs {
         let start = starts.get(partition).copied().unwrap_or(log.from);
@@ -360,7 +368,7 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         if start < log.from {
             data_loss(table, *partition, start, log.from)?;
         }
-        buffer.add_partition(*partition, start, start, log.to)?;
+        buffer.add_partition(*partition, start, start, log.to);
         buffer.skip_lost(*partition, log.from);
         if let Some(state) = buffer.partitions.get_mut(partition) {
             state.resetting = false; // The assignment below begins there.
@@ -370,6 +378,7 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
     assign(&consumer, table, &positions)?;
     let ends = logs.iter().map(|(partition, log)| (*partition, log.to)).collect();
     let mut source = start(table, consumer, buffer, ends)?;
+    start_decoding(table, &source.shared, decoders, to_decode)?;
     source.begins_anew = from.is_empty() && table.starting_offsets == StartingOffsets::Latest;
     Ok(source)
 }
@@ -410,6 +419,35 @@ fn start(
         ended: Mutex::new(ended),
         wait_on_drop: true,
     })
+}
+
+/// Threads that decode chunks until the source is dropped.
+fn start_decoding(
+    table: &KafkaTable,
+    shared: &Arc<Shared>,
+    decoders: Arc<Decoders>,
+    to_decode: Receiver<Arc<Slot>>,
+) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+    let to_decode = Arc::new(Mutex::new(to_decode));
+    for _ in 0..threads.clamp(1, DECODING_THREADS_MAX) {
+        let (shared, decoders, to_decode) = (Arc::clone(shared), Arc::clone(&decoders), Arc::clone(&to_decode));
+        let run = move || {
+            loop {
+                let next = lock(&to_decode).recv();
+                let Ok(slot) = next else { return };
+                if let Err(error) = slot.decode(&decoders) {
+                    lock(&shared.buffer).fail(error);
+                    shared.changed.notify_waiters();
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name(format!("json-{}", table.topic))
+            .spawn(run)
+            .map_err(|error| Error::external("could not start a thread that decodes").cause(error))?;
+    }
+    Ok(())
 }
 
 /// Where a first start begins in each partition.

@@ -2,8 +2,10 @@
 
 use super::*;
 
-/// `updated` shares, `plain` has its own.
-fn two_sinks(url: &str) -> (Arc<TableDefinition>, Arc<TableDefinition>, Box<dyn Sink>, Box<dyn Sink>) {
+type Table = Arc<TableDefinition>;
+
+/// `plain` has its own transactions, `updated` shares.
+fn two_sinks(url: &str) -> (Table, Table, Box<dyn Sink>, Box<dyn Sink>) {
     let [plain, updated, _] = contract_tables(url);
     let plain = Arc::new(with(plain.as_ref().clone(), "transaction", "own"));
     let mut sinks = sinks(&[Arc::clone(&plain), Arc::clone(&updated)]).unwrap();
@@ -15,7 +17,7 @@ fn two_sinks(url: &str) -> (Arc<TableDefinition>, Arc<TableDefinition>, Box<dyn 
     (plain, updated, own, shared)
 }
 
-fn row(batch: u64, table: &Arc<TableDefinition>) -> crate::connector::WriteRequest {
+fn row(batch: u64, table: &Table) -> crate::connector::WriteRequest {
     request(batch, vec![insert(0, table, vec![ints(&[Some(batch as i64)]), texts(&[None])])])
 }
 

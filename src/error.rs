@@ -25,6 +25,24 @@ pub enum Fault {
     Internal,
 }
 
+/// The part of a statement that an error is about. Who finds the error need not have the text: who has it points there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// The name that a CREATE makes or an INSERT writes to.
+    Name,
+    StoredAs,
+    Location,
+    /// The type of a declared column.
+    Type(String),
+    /// The name of an option, in lower case.
+    Option(String),
+    /// Its value; of an option that is missing, the word OPTIONS.
+    OptionValue(String),
+    /// Of a SET.
+    SettingKey,
+    SettingValue,
+}
+
 /// See the module's documentation. Cheap to move (one pointer).
 #[derive(Debug)]
 pub struct Error(Box<Parts>);
@@ -37,6 +55,7 @@ struct Parts {
     /// file:line:column, the line and a caret, already laid out; empty where there is none.
     snippet: String,
     location: Option<String>,
+    about: Option<Part>,
     cause: Option<String>,
     hint: Option<String>,
     /// Further errors of the same run, each shown whole.
@@ -51,6 +70,7 @@ impl Error {
             message: message.into(),
             snippet: String::new(),
             location: None,
+            about: None,
             cause: None,
             hint: None,
             more: vec![],
@@ -91,6 +111,16 @@ impl Error {
         self
     }
 
+    pub fn location(&self) -> Option<&str> {
+        self.0.location.as_deref()
+    }
+
+    /// What of the statement at its location it is about: see [`Error::located`].
+    pub fn about(mut self, part: Part) -> Self {
+        self.0.about = Some(part);
+        self
+    }
+
     pub fn cause(mut self, cause: impl fmt::Display) -> Self {
         self.0.cause = Some(cause.to_string());
         self
@@ -101,9 +131,37 @@ impl Error {
         self
     }
 
+    pub fn with_hint(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
     /// A place in the user's files, laid out (see `sql::text`).
     pub fn snippet(mut self, snippet: impl Into<String>) -> Self {
         self.0.snippet = snippet.into();
+        self
+    }
+
+    pub fn part(&self) -> Option<&Part> {
+        self.0.about.as_ref()
+    }
+
+    /// The error and all that came with it, each with its snippet in place of its location, and its texts rewritten.
+    pub fn located(mut self, snippet: &dyn Fn(&Self) -> Option<String>, rewrite: &dyn Fn(&str) -> String) -> Self {
+        let found = snippet(&self);
+        let parts = &mut self.0;
+        if let Some(found) = found {
+            parts.snippet = found;
+            parts.location = None;
+        }
+        parts.message = rewrite(&parts.message);
+        for text in [&mut parts.cause, &mut parts.hint].into_iter().flatten() {
+            *text = rewrite(text);
+        }
+        let more = std::mem::take(&mut parts.more);
+        parts.more = more.into_iter().map(|error| error.located(snippet, rewrite)).collect();
         self
     }
 
@@ -164,7 +222,7 @@ impl std::error::Error for Error {}
 /// An error of Arrow or DataFusion that reached a place where no part of the user's SQL can be named.
 impl From<datafusion::error::DataFusionError> for Error {
     fn from(error: datafusion::error::DataFusionError) -> Self {
-        Self::internal("a query of the engine failed").cause(error.strip_backtrace())
+        Self::internal("a query of the engine failed").cause(crate::sql::explain::plain(&error))
     }
 }
 

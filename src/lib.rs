@@ -21,4 +21,4 @@ pub mod connector;
 
 pub mod cli;
 
-pub use error::{Error, Fault, Result};
+pub use error::{Error, Fault, Part, Result};

@@ -21,7 +21,11 @@ const OWNER_BYTES: u64 = 1000;
 pub(super) fn take(folder: &Path) -> Result<File> {
     let failed =
         |e: &dyn std::fmt::Display| Error::external(format!("could not lock checkpoint {}", folder.display())).cause(e);
-    durable::create_folders(folder).map_err(|e| failed(&e))?;
+    let unmade = |e| {
+        let hint = "--checkpoint or CHECKPOINT_BASE says where it is; a relative path begins at the working directory";
+        Error::external(format!("could not make the folder {} of the checkpoint", folder.display())).cause(e).hint(hint)
+    };
+    durable::create_folders(folder).map_err(unmade)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(folder.join("lock")).map_err(|e| failed(&e))?;

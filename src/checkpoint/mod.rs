@@ -184,7 +184,8 @@ fn locate(url: &str, name: &str) -> Result<(Location, Path)> {
                 "letters, digits, '-', '_' and '.', beginning with a letter or digit, at most {NAME_LENGTH}"
             )));
     }
-    let location = Location::parse(url)?;
+    let said = "the checkpoint: --checkpoint, CHECKPOINT_BASE or SET poundlock.checkpoint";
+    let location = Location::parse(url).map_err(|error| error.at(said))?;
     let root = location.path.clone().join(name);
     Ok((location, root))
 }

@@ -101,6 +101,21 @@ async fn a_second_process_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_folder_that_cannot_be_made_is_named_with_what_decides_it() {
+    let (_folder, url) = folder();
+    std::fs::create_dir(&url).unwrap();
+    std::fs::write(format!("{url}/in_the_way"), "").unwrap();
+    let error = Checkpoint::open(&url, "in_the_way").await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("could not make the folder /") && error.contains("in_the_way of the checkpoint"),
+        "{error}"
+    );
+    assert!(error.contains("hint: --checkpoint or CHECKPOINT_BASE says where it is"), "{error}");
+    let error = Checkpoint::open(&format!("{url}/in_the_way/deeper"), "p").await.unwrap_err().to_string();
+    assert!(error.contains("is not a usable path") && error.contains("CHECKPOINT_BASE"), "{error}");
+}
+
+#[tokio::test]
 async fn names_are_folder_names() {
     for name in ["", "..", "a/b", ".hidden", "a b", &"x".repeat(101)] {
         let error = Checkpoint::open(&memory(), name).await.unwrap_err();

@@ -43,7 +43,10 @@ fn flag(setting: &'static SettingDoc) -> Arg {
         help.push_str(&format!(" [default: {default}]"));
     }
     help.push_str(&format!(" [env: {}]", setting.environment.join(", ")));
+    // So that `-1s` is told what it should be, not that there is no flag of this name. A path or name could be any text.
+    let is_measure = !["NAME", "PATH", "BOOLEAN"].contains(&setting.value);
     Arg::new(setting.name)
+        .allow_hyphen_values(is_measure)
         .long(setting.flag)
         .value_name(setting.value)
         .help(help)

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::connector::kafka::generator::{GeneratorOptions, generate};
+use crate::connector::options::duration;
 
 /// Produce events of shop visitors, five of whom click too often, and some broken records
 #[derive(Debug, Clone, Args)]
@@ -29,7 +30,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub count: Option<u64>,
     /// Stop after so long: 30s, 5m
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = period, allow_hyphen_values = true)]
     pub duration: Option<Duration>,
     /// The same seed gives the same events
     #[arg(long, default_value_t = 1)]
@@ -146,6 +147,10 @@ fn progress(count: Option<u64>) -> ProgressBar {
     }
 }
 
+fn period(text: &str) -> anyhow::Result<Duration> {
+    duration(text).context("not a duration such as 30s, 5m or '1 hour'")
+}
+
 fn share(text: &str) -> anyhow::Result<f64> {
     let share: f64 = text.parse().context("not a number")?;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(anyhow!("not between 0 and 1")) }
@@ -185,6 +190,10 @@ mod tests {
         assert_eq!((options.rate, options.count, options.event_rate), (0, Some(5), 10_000));
         assert_eq!((options.start, options.key_by_user), (Some(1_767_225_600_000_000), true));
         assert_eq!(options.properties["a"], "b=c");
+        for wrong in ["soon", "-5s", "30"] {
+            let error = parse(&format!("generate --for {wrong}")).unwrap_err().to_string();
+            assert!(error.contains("not a duration such as 30s, 5m or '1 hour'"), "{error}");
+        }
         assert!(parse("generate --spam-share 2").is_err() && parse("generate --users 0").is_err());
     }
 }

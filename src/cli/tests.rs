@@ -31,6 +31,15 @@ fn every_setting_is_a_flag() {
 }
 
 #[test]
+fn a_negative_value_reaches_the_setting() {
+    let cli = parse("poundlock run --trigger -1s --checkpoint base --once").unwrap();
+    let Verb::Run(args) = cli.verb else { panic!() };
+    assert_eq!(args.settings.0["trigger"], "-1s");
+    assert!(args.once);
+    assert!(parse("poundlock run --checkpoint --once").is_err(), "no path");
+}
+
+#[test]
 fn global_flags_may_stand_behind_the_verb() {
     let cli = parse("poundlock check other --log-format json").unwrap();
     assert_eq!(cli.log_format, LogFormat::Json);

@@ -17,7 +17,7 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{BoundedTable, OptionDoc, OptionReader, TableDefinition, redact};
 use crate::checkpoint::Location;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// Of `STORED AS CSV`.
 pub const CSV_OPTIONS: &[OptionDoc] = &[
@@ -51,7 +51,8 @@ struct Csv {
 impl FileTable {
     fn try_new(definition: &TableDefinition) -> Result<Self> {
         let wrong = |what: String| Error::user(what).at(definition.place.clone());
-        let location = Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()))?;
+        let location =
+            Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()).about(Part::Location))?;
         if !definition.partition_columns.is_empty() {
             return Err(wrong(format!("table {} cannot be partitioned: only Parquet tables can", definition.name)));
         }
@@ -135,7 +136,7 @@ fn byte(options: &mut OptionReader, key: &str, default: u8) -> Result<u8> {
         Some("\\t") => Ok(b'\t'),
         Some(text) => match text.as_bytes() {
             [one] => Ok(*one),
-            _ => Err(options.error(key, "is not one ASCII character")),
+            _ => Err(options.error(key, "is not one ASCII character").hint("for example ';', or '\\t' for a tab")),
         },
     }
 }

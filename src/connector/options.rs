@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::TableDefinition;
-use crate::{Error, Result};
+use crate::sql::nearest;
+use crate::{Error, Part, Result};
 
 /// Name and meaning of an option, as docs/reference.md has it; a name that ends in `*` stands for all that begin so.
 pub type OptionDoc = (&'static str, &'static str);
@@ -70,18 +71,24 @@ impl<'t> OptionReader<'t> {
         let Some(value) = self.text(key) else { return Ok(default) };
         match allowed.iter().find(|w| w.eq_ignore_ascii_case(value)) {
             Some(word) => Ok(word),
-            None => Err(self.error(key, &format!("is {value:?}, not one of {}", allowed.join(", ")))),
+            None => {
+                let error = self.error(key, &format!("is {value:?}, not one of {}", allowed.join(", ")));
+                let near = nearest(value, allowed.iter().copied());
+                Err(error.with_hint(near.map(|near| format!("did you mean '{near}'?"))))
+            }
         }
     }
 
     pub fn duration(&mut self, key: &str, default: Duration) -> Result<Duration> {
         let Some(value) = self.text(key) else { return Ok(default) };
-        duration(value).ok_or_else(|| self.error(key, &format!("is {value:?}, not a duration such as '30 seconds'")))
+        let wrong = || self.error(key, &format!("is {value:?}, not a duration")).hint("for example '30 seconds'");
+        duration(value).ok_or_else(wrong)
     }
 
     pub fn number(&mut self, key: &str, default: u64) -> Result<u64> {
         let Some(value) = self.text(key) else { return Ok(default) };
-        value.replace('_', "").parse().map_err(|_| self.error(key, &format!("is {value:?}, not a whole number")))
+        let wrong = || self.error(key, &format!("is {value:?}, not a whole number")).hint("for example '100_000'");
+        value.replace('_', "").parse().map_err(|_| wrong())
     }
 
     /// Every option below a prefix (`kafka.`), without it.
@@ -96,12 +103,16 @@ impl<'t> OptionReader<'t> {
         let Some(key) = self.table.options.keys().find(|key| !self.is_known(key)) else { return Ok(()) };
         let mut known: Vec<&str> = self.known().collect();
         known.sort_unstable();
-        Err(self.error(key, "is not an option of this table").hint(format!("it has: {}", known.join(", "))))
+        let near = nearest(key, known.iter().copied().filter(|name| !name.ends_with('*')));
+        let near = near.map_or_else(String::new, |near| format!("did you mean '{near}'? "));
+        let error = self.error(key, "is not an option of this table").about(Part::Option(key.clone()));
+        Err(error.hint(format!("{near}it has: {}", known.join(", "))))
     }
 
-    /// An error about one option of this table.
+    /// An error about the value of one option of this table.
     pub fn error(&self, key: &str, what: &str) -> Error {
-        Error::user(format!("option '{key}' of table {} {what}", self.table.name)).at(self.table.place.clone())
+        let error = Error::user(format!("option '{key}' of table {} {what}", self.table.name));
+        error.at(self.table.place.clone()).about(Part::OptionValue(key.into()))
     }
 }
 
@@ -137,6 +148,35 @@ pub fn redact(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_option_that_is_wrong_says_what_may_be_meant() {
+        const OWN: &[OptionDoc] = &[("format", ""), ("kafka.*", "")];
+        let shown = |key: &str, value: &str| {
+            let table = TableDefinition {
+                name: "db.t".into(),
+                schema: arrow::datatypes::Schema::empty().into(),
+                primary_key: vec![],
+                unbounded: false,
+                stored_as: "KAFKA".into(),
+                location: "x".into(),
+                partition_columns: vec![],
+                options: [(key.to_string(), value.to_string())].into(),
+                place: "a.sql:1:1".into(),
+            };
+            let mut options = OptionReader::new(&table, OWN);
+            let read = options.word("format", &["json", "avro"], "json").map(drop).and_then(|()| options.finish());
+            read.map_or_else(|error| error.to_string(), |()| String::new())
+        };
+        assert!(
+            shown("watermark.dely", "1s").contains("\nhint: did you mean 'watermark.delay'? it has: delivery, format")
+        );
+        assert!(shown("something_else", "1s").contains("\nhint: it has: delivery, format"));
+        assert!(
+            shown("format", "jsn").contains("not one of json, avro\n  where: a.sql:1:1\nhint: did you mean 'json'?")
+        );
+        assert_eq!(shown("kafka.any", "x"), "");
+    }
 
     #[test]
     fn no_password_is_printed() {

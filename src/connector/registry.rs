@@ -9,7 +9,7 @@ use super::database::{self, DatabaseTable, OnConflict};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
 use super::parquet::{self, ParquetSink, Visible};
 use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// Checks a table's location and options without connecting to anything.
 ///
@@ -51,7 +51,7 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
         Some(table) => {
             let error =
                 Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
-            Err(error.at(table.place.clone()).hint("write to PARQUET, DATABASE or KAFKA"))
+            Err(error.at(table.place.clone()).about(Part::StoredAs).hint("write to PARQUET, DATABASE or KAFKA"))
         }
         None => Ok(sinks),
     }

@@ -20,6 +20,7 @@ use super::backoff::retry_at_start;
 use super::rows;
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector::{self, TableDefinition, nullable};
+use crate::sql::explain::plain;
 use crate::sql::program::DimensionSpec;
 use crate::{Error, Result};
 
@@ -110,7 +111,7 @@ async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
             DataFusionError::External(own) => own.downcast_ref::<Error>().is_some_and(Error::is_retryable),
             _ => false,
         };
-        let error = error.cause(e.strip_backtrace());
+        let error = error.cause(plain(&e));
         if may_pass { error.retryable() } else { error }
     };
     let declared = |batch: &RecordBatch| {

@@ -10,6 +10,7 @@ use datafusion::error::DataFusionError;
 
 use super::run::{Batch, REFUSED_MAX, RefusedRow, Runner};
 use crate::connector::Chunk;
+use crate::sql::explain::plain;
 use crate::sql::session::QueryContext;
 use crate::{Error, Result};
 
@@ -97,7 +98,7 @@ impl Runner {
                         partition: chunk.partition,
                         offset: chunk.offsets[from],
                         row: chunk.rows.slice(from, 1),
-                        error: failure.error.strip_backtrace(),
+                        error: plain(&failure.error),
                     });
                 }
                 cleaned.extend(without(&chunk, &keep)?);
@@ -133,7 +134,7 @@ pub(super) fn stopped(batch: &Batch, failure: &Failure) -> Error {
     offsets.insert(0, format!("batch {}, {}", batch.number, failure.place));
     Error::user("a query failed; nothing of the batch was written")
         .at(offsets.join(", "))
-        .cause(failure.error.strip_backtrace())
+        .cause(plain(&failure.error))
         .hint("change the SQL and start again: the batch is planned anew with the new text")
 }
 

@@ -23,6 +23,7 @@ use super::rows;
 use crate::checkpoint::record::ViewAccount;
 use crate::connector::{Chunk, InsertRows, nullable};
 use crate::sql::Program;
+use crate::sql::explain::plain;
 use crate::sql::functions::{AHEAD_LIMIT, CURRENT_WATERMARK, PLANNED_AT, WATERMARK_BEFORE, timestamp_type};
 use crate::sql::session::QueryContext;
 use crate::sql::windowed::Rows;
@@ -294,7 +295,7 @@ impl Runner {
 }
 
 pub(super) fn too_large(error: &DataFusionError) -> Error {
-    let error = Error::user("the state of the windows does not fit into memory").cause(error.strip_backtrace());
+    let error = Error::user("the state of the windows does not fit into memory").cause(plain(error));
     error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
 }
 

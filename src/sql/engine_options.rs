@@ -5,58 +5,98 @@ use std::time::Duration;
 use arrow::datatypes::DataType;
 
 use super::insert::sql_name;
+use super::nearest;
 use super::program::WatermarkSpec;
 use crate::connector::TableDefinition;
-use crate::connector::options::duration;
+use crate::connector::options::{ENGINE_OPTIONS, duration};
+use crate::{Error, Part, Result};
 
 /// Before a source's partition holds its watermark back no longer, and how far ahead of the clock is believed.
 const WATERMARK_IDLE: Duration = Duration::from_secs(60);
 const WATERMARK_MAX_AHEAD: Duration = Duration::from_secs(3_600);
 
+/// The option is wrong here.
+fn misplaced(table: &TableDefinition, key: &str, why: &str) -> Error {
+    wrong(table, key, why).about(Part::Option(key.into()))
+}
+
+/// Its value is.
+fn wrong(table: &TableDefinition, key: &str, why: &str) -> Error {
+    let error = Error::user(format!("option '{key}' {why}")).at(table.place.clone());
+    error.about(Part::OptionValue(key.into()))
+}
+
 /// Options that mean nothing here, or not what they seem to.
-pub fn check(table: &TableDefinition) -> Result<(), String> {
+///
+/// # Errors
+/// Of the user, about that option.
+pub fn check(table: &TableDefinition) -> Result<()> {
     match table.options.get("role").map(String::as_str) {
         None | Some("dead_letters" | "valid") => {}
-        Some(role) => return Err(format!("option 'role' is {role:?}, not one of dead_letters, valid")),
+        Some(role) => {
+            let error = wrong(table, "role", &format!("is {role:?}, not one of dead_letters, valid"));
+            let near = nearest(role, ["dead_letters", "valid"]);
+            return Err(error.with_hint(near.map(|near| format!("did you mean '{near}'?"))));
+        }
     }
     match table.options.get("delivery").map(String::as_str) {
         None | Some("required") => {}
         Some("outbox") => {
-            return Err("option 'delivery' 'outbox' comes with a later release; a sink is 'required'".into());
+            let error = wrong(table, "delivery", "is 'outbox', which comes with a later release");
+            return Err(error.hint("leave it out: a sink is 'required'"));
         }
-        Some(other) => return Err(format!("option 'delivery' is {other:?}, not 'required'")),
+        Some(other) => {
+            return Err(wrong(table, "delivery", &format!("is {other:?}, not 'required'")).hint("leave it out"));
+        }
     }
-    let watermark = table.options.keys().find(|key| key.starts_with("watermark."));
+    // One that nobody knows is refused as such.
+    let is_known = |key: &&String| ENGINE_OPTIONS.iter().any(|(name, _)| name == key);
+    let watermark = table.options.keys().filter(is_known).find(|key| key.starts_with("watermark."));
     match watermark {
-        Some(key) if !table.unbounded => Err(format!("option '{key}' is for UNBOUNDED tables")),
+        Some(key) if !table.unbounded => Err(misplaced(table, key, "is for UNBOUNDED tables")
+            .hint("leave it out, or write CREATE UNBOUNDED EXTERNAL TABLE")),
         Some(key) if !table.options.contains_key("watermark.column") => {
-            Err(format!("option '{key}' means nothing without 'watermark.column'"))
+            let hint = "add 'watermark.column' with the TIMESTAMP column that is the event time";
+            Err(misplaced(table, key, "means nothing without 'watermark.column'").hint(hint))
         }
         _ if table.unbounded && table.options.contains_key("refresh") => {
-            Err("option 'refresh' is for bounded tables that are joined with".into())
+            Err(misplaced(table, "refresh", "is for bounded tables that are joined with").hint("leave it out"))
         }
         _ => Ok(()),
     }
 }
 
 /// `None`: the table has no event time.
-pub fn watermark(table: &TableDefinition) -> Result<Option<WatermarkSpec>, String> {
+///
+/// # Errors
+/// Of the user, about one of the options.
+pub fn watermark(table: &TableDefinition) -> Result<Option<WatermarkSpec>> {
     let Some(name) = table.options.get("watermark.column") else { return Ok(None) };
     let Ok(column) = table.schema.index_of(name) else {
-        return Err(format!("option 'watermark.column' names {name:?}, which is no column of {}", table.name));
+        let names = || table.schema.fields().iter().map(|field| field.name().as_str());
+        let hint = match nearest(name, names()) {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => format!("it has: {}", names().collect::<Vec<_>>().join(", ")),
+        };
+        let error = wrong(table, "watermark.column", &format!("names {name:?}, which is no column of {}", table.name));
+        return Err(error.hint(hint));
     };
     if !matches!(table.schema.field(column).data_type(), DataType::Timestamp(_, _)) {
         let found = sql_name(table.schema.field(column).data_type());
-        return Err(format!("watermark column {name} is {found}, not TIMESTAMP"));
+        let error = Error::user(format!("watermark column {name} is {found}, not TIMESTAMP"));
+        return Err(error
+            .at(table.place.clone())
+            .about(Part::Type(name.clone()))
+            .hint("declare it as TIMESTAMP or TIMESTAMPTZ"));
     }
     let micros = |key: &str, default: Duration| {
         let value = match table.options.get(key) {
             None => default,
-            Some(text) => {
-                duration(text).ok_or_else(|| format!("option '{key}' is {text:?}, not a duration like '30 seconds'"))?
-            }
+            Some(text) => duration(text).ok_or_else(|| {
+                wrong(table, key, &format!("is {text:?}, not a duration")).hint("for example '30 seconds'")
+            })?,
         };
-        i64::try_from(value.as_micros()).map_err(|_| format!("option '{key}' is too long"))
+        i64::try_from(value.as_micros()).map_err(|_| wrong(table, key, "is too long").hint("for example '30 seconds'"))
     };
     Ok(Some(WatermarkSpec {
         column,
@@ -67,10 +107,13 @@ pub fn watermark(table: &TableDefinition) -> Result<Option<WatermarkSpec>, Strin
 }
 
 /// `None`: the table is read once.
-pub fn refresh(table: &TableDefinition) -> Result<Option<Duration>, String> {
+///
+/// # Errors
+/// Of the user: it is no duration.
+pub fn refresh(table: &TableDefinition) -> Result<Option<Duration>> {
     let Some(text) = table.options.get("refresh") else { return Ok(None) };
     match duration(text) {
         Some(every) => Ok(Some(every)),
-        None => Err(format!("option 'refresh' is {text:?}, not a duration such as '1 minute'")),
+        None => Err(wrong(table, "refresh", &format!("is {text:?}, not a duration")).hint("for example '1 minute'")),
     }
 }

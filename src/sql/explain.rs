@@ -1,15 +1,21 @@
 //! DataFusion's errors in our words: at the user's line, lower case, with a hint where one is known.
 //!
-//! Many errors carry a diagnostic with a span, notes and near misses; syntax errors name line and column in their text;
-//! the rest (argument types, anything of the optimizer) falls back to the place that the caller gives, the statement.
+//! Many errors carry a diagnostic with a span, notes and near misses; syntax errors name line and column in their text; of
+//! the rest (argument types, anything of the optimizer) a name that the message quotes may tell the place; else it is the
+//! one that the caller gives, the statement.
+//!
+//! No name of a rule or of a kind of error of DataFusion's gets through: what counts is the root of an error, not what it
+//! was wrapped in on its way ([`plain`]).
 
-use datafusion::common::{Diagnostic, Span};
+use datafusion::common::{Diagnostic, SchemaError, Span};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use sqlparser::parser::ParserError;
 
 use super::place::Place;
 use super::text::Files;
+use super::types;
+use super::words::place_of_quoted;
 use crate::Error;
 
 /// A hint longer than this is cut: DataFusion lists every signature of a function.
@@ -22,17 +28,49 @@ pub fn explain(files: &Files, error: &DataFusionError, fallback: &Place, state: 
     leaves(error).into_iter().map(|leaf| explain_one(files, leaf, fallback, state)).collect()
 }
 
-/// The candidate that was probably meant.
+/// What an error says, on its own: as the cause of one of ours. Of what it was wrapped in, what we said is kept (a sentence
+/// in lower case, as a file's name), and not DataFusion's names of its rules.
+pub fn plain(error: &DataFusionError) -> String {
+    let plain = |leaf: &DataFusionError| {
+        let mut said = vec![];
+        let mut next: Option<&dyn std::error::Error> = Some(leaf);
+        while let Some(error) = next {
+            if let Some(DataFusionError::Context(text, _)) = error.downcast_ref()
+                && text.contains(' ')
+                && text.starts_with(char::is_lowercase)
+            {
+                said.push(text.clone());
+            }
+            next = error.source();
+        }
+        said.push(polish(&without_marks(&text(leaf)).0));
+        said.join(": ")
+    };
+    match error {
+        DataFusionError::Collection(errors) => errors.iter().map(plain).collect::<Vec<_>>().join("; "),
+        other => plain(other),
+    }
+}
+
+/// Line and column that a syntax error names.
+pub(super) fn position(error: &DataFusionError) -> Option<(u64, u64)> {
+    without_marks(&text(error)).1
+}
+
+/// The candidate that was probably meant. Of a single letter that cannot be said.
 pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let name = name.to_lowercase();
     let distances = candidates.into_iter().map(|candidate| (distance(&name, &candidate.to_lowercase()), candidate));
-    let limit = (name.chars().count() / 3).max(1);
+    let limit = match name.chars().count() {
+        0 | 1 => 0,
+        letters => (letters / 3).max(1),
+    };
     distances.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
 }
 
 /// Edits from one word to the other. Unlike Levenshtein's distance, two letters that changed places are one edit: it is
 /// what a hurried typist does.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(100).collect(), b.chars().take(100).collect());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
     for i in 1..=a.len() {
@@ -64,9 +102,10 @@ fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, state: 
         Some(diagnostic) => (diagnostic.message.clone(), place(files, diagnostic.span), hint(files, diagnostic, state)),
         None => (text(error), None, None),
     };
-    let (message, place_in_text) = located(files, &message);
-    let place = place.or(place_in_text).unwrap_or(*fallback);
+    let (message, position) = without_marks(&message);
+    let place = place.or_else(|| files.place_of_token(position?));
     let (message, rest) = first_sentence(&polish(&message));
+    let place = place.or_else(|| place_of_quoted(files, fallback, &message)).unwrap_or(*fallback);
     let hint = hint.or(rest).map(|hint| files.hide(&cut(&lower(hint.trim_end_matches('.')))));
     let found = match error.find_root() {
         DataFusionError::Internal(_) => Error::internal(files.hide(&message)).snippet(files.snippet(&place)),
@@ -83,16 +122,84 @@ fn place(files: &Files, span: Option<Span>) -> Option<Place> {
     files.place_of_span((span.start.line, span.start.column), (span.end.line, span.end.column))
 }
 
-/// What the error says, without DataFusion's prefixes.
+/// What the root of the error says. What follows the first sentence becomes the hint.
 fn text(error: &DataFusionError) -> String {
-    match error.find_root() {
+    let text = match error.find_root() {
         DataFusionError::SQL(inner, _) => match inner.as_ref() {
             ParserError::ParserError(text) | ParserError::TokenizerError(text) => text.clone(),
             ParserError::RecursionLimitExceeded => "the statement is nested too deeply".into(),
         },
+        DataFusionError::SchemaError(inner, _) => schema_text(inner),
         DataFusionError::Internal(text) => text.clone(),
+        DataFusionError::External(inner) => match inner.downcast_ref::<Error>() {
+            Some(own) => own.line(),
+            None => inner.to_string(),
+        },
         root => root.message().into_owned(),
+    };
+    let text = text.split(DataFusionError::BACK_TRACE_SEP).next().unwrap_or_default();
+    match text.rsplit_once("\ncaused by\n") {
+        Some((_, root)) => reworded(root),
+        None => reworded(text),
     }
+}
+
+fn schema_text(error: &SchemaError) -> String {
+    let twice = |name: &str| format!("two columns have the name '{name}'. {NAME_APART}");
+    match error {
+        SchemaError::AmbiguousReference { field } if field.relation.is_some() => twice(&field.name),
+        SchemaError::DuplicateQualifiedField { name, .. } | SchemaError::DuplicateUnqualifiedField { name } => {
+            twice(name)
+        }
+        SchemaError::FieldNotFound { field, .. } => {
+            let text = error.to_string();
+            let told = format!("No field named {}", field.quoted_flat_name());
+            text.strip_prefix(&told).map_or(text.clone(), |rest| format!("column '{}' not found{rest}", field.name))
+        }
+        SchemaError::AmbiguousReference { .. } => error.to_string(),
+    }
+}
+
+const NAME_APART: &str = "Name one of them with AS";
+
+/// Names of functions in FROM.
+const TABLE_FUNCTIONS: [&str; 5] = ["TUMBLE", "HOP", "LATE", "UNNEST", "GENERATE_SERIES"];
+
+/// Messages that say it in words of DataFusion's inside, or without a hint that can be given.
+fn reworded(text: &str) -> String {
+    if let Some(name) = text.strip_prefix("Unsupported SQL type ") {
+        let word = name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        let meant = nearest(word, types::NAMES.iter().copied()).map(|near| format!("Did you mean {near}? "));
+        let (meant, known) = (meant.unwrap_or_default(), types::NAMES.join(", "));
+        return match word {
+            "" => text.to_string(),
+            _ => format!("type '{word}' is not supported. {meant}There are: {known}"),
+        };
+    }
+    if let Some((function, why)) = text.split_once(", errors: ")
+        && let Some(at) = why.find("No function matches")
+    {
+        return format!("{function}. {}", &why[at..]);
+    }
+    if text.contains("require unique expression names") {
+        let positions: Vec<usize> = text.split("at position ").skip(1).filter_map(first_number).collect();
+        let name = text.split('"').nth(3).map(|expr| expr.rsplit_once(" AS ").map_or(expr, |(_, name)| name));
+        let name = name.map_or("", |name| name.rsplit('.').next().unwrap_or(name));
+        if let [one, two] = positions.as_slice() {
+            let (one, two) = (one + 1, two + 1);
+            return format!("columns {one} and {two} of the SELECT have the same name, '{name}'. {NAME_APART}");
+        }
+    }
+    if let Some(name) = quoted(text, "able function '", "' not found")
+        && let Some(near) = nearest(name, TABLE_FUNCTIONS)
+    {
+        return format!("{text}. Did you mean {near}?");
+    }
+    text.to_string()
+}
+
+fn first_number(text: &str) -> Option<usize> {
+    text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn hint(files: &Files, diagnostic: &Diagnostic, state: Option<&SessionState>) -> Option<String> {
@@ -100,7 +207,9 @@ fn hint(files: &Files, diagnostic: &Diagnostic, state: Option<&SessionState>) ->
     if let (Some(name), Some(state)) = (quoted(&diagnostic.message, "table '", "' not found"), state) {
         let tables = tables(state);
         let name = name.trim_start_matches("datafusion.").trim_start_matches("public.");
-        return nearest(name, tables.iter().map(String::as_str)).map(|near| meant(&[near]));
+        let elsewhere = tables.iter().find(|table| table.rsplit('.').next() == Some(name));
+        let near = nearest(name, tables.iter().map(String::as_str)).or(elsewhere.map(String::as_str));
+        return near.map(|near| meant(&[near]));
     }
     if let (Some(name), Some(state)) = (quoted(&diagnostic.message, "Invalid function '", "'"), state) {
         // DataFusion always suggests one, however far.
@@ -162,7 +271,7 @@ fn quoted<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
 }
 
 /// Takes every " at Line: 7, Column: 14" out of a text; the first one is the place.
-fn located(files: &Files, text: &str) -> (String, Option<Place>) {
+fn without_marks(text: &str) -> (String, Option<(u64, u64)>) {
     const MARK: &str = " at Line: ";
     const COLUMN: &str = ", Column: ";
     let mut rest = text.to_string();
@@ -179,7 +288,7 @@ fn located(files: &Files, text: &str) -> (String, Option<Place>) {
         let line = rest[at + MARK.len()..line_end].parse();
         let column = rest[line_end + COLUMN.len()..column_end].parse();
         if let (Ok(line), Ok(column)) = (line, column) {
-            place = place.or_else(|| files.place_of_token((line, column)));
+            place = place.or(Some((line, column)));
         }
         rest.replace_range(at..column_end, "");
         from = at;
@@ -199,25 +308,37 @@ fn first_sentence(message: &str) -> (String, Option<String>) {
 
 /// Lower case, no final stop, no prefix of DataFusion's, no catalog that the user never named.
 fn polish(message: &str) -> String {
-    const PREFIXES: &[&str] = &[
-        "Error during planning: ",
-        "Schema error: ",
-        "SQL error: ",
-        "This feature is not implemented: ",
-        "Execution error: ",
-        "Arrow error: ",
-        "Cast error: ",
-    ];
     let mut text = message.trim();
-    while let Some(rest) = PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix)) {
+    while let Some(rest) = without_kind(text) {
         text = rest;
     }
+    let text = text.replace(CONFIGURATION, "");
     let text = text.trim_end_matches('.').replace("datafusion.public.", "").replace("'datafusion.", "'");
     let text = text.replace("Expected: ", "expected ").replace(", found: ", ", found ");
     let text = text
         .replace("found EOF", "found the end of the statement")
         .replace("found ;", "found the end of the statement");
     lower(&text)
+}
+
+/// DataFusion advises to change what a pipeline keeps.
+const CONFIGURATION: &str = " or disable the datafusion.sql_parser.enable_ident_normalization configuration";
+
+/// Without the kind of error that DataFusion and Arrow put before what they say: "Schema error: ", "Arrow error: ".
+fn without_kind(text: &str) -> Option<&str> {
+    const OTHERS: [&str; 4] = [
+        "Error during planning: ",
+        "This feature is not implemented: ",
+        "Invalid or Unsupported Configuration: ",
+        "Resources exhausted: ",
+    ];
+    if let Some(rest) = OTHERS.iter().find_map(|kind| text.strip_prefix(kind)) {
+        return Some(rest);
+    }
+    let (kind, rest) = text.split_once(" error: ")?;
+    let is_kind =
+        kind.starts_with(char::is_uppercase) && kind.split(' ').count() <= 2 && !kind.contains(['\'', '"', ':']);
+    is_kind.then_some(rest)
 }
 
 /// Lower-cases the first letter, unless it begins a word in capitals or a quoted name.

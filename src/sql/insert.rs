@@ -3,13 +3,18 @@
 //! DataFusion itself would cast anything castable, and fail on the first row that does not fit. Here a type that could
 //! lose or refuse a value is an error before the first record: only casts that keep every value are made unasked.
 
+use std::collections::BTreeSet;
+
 use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
-use sqlparser::ast::Statement as SqlStatement;
+use sqlparser::ast::{Expr as SqlExpr, Ident, Insert, Select, SelectItem, SetExpr, Spanned, Statement as SqlStatement};
 
+use super::explain::plain;
 use super::nearest;
+use super::place::Place;
 use super::statement::{Parsed, normalize};
+use super::text::Files;
 use crate::connector::TableDefinition;
 
 /// What is wrong with an INSERT, and what to do.
@@ -17,18 +22,95 @@ use crate::connector::TableDefinition;
 pub struct Problem {
     pub message: String,
     pub hint: String,
+    pub about: About,
+}
+
+/// What of an INSERT a problem is about; columns count from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    Whole,
+    /// Of `INSERT INTO t (…)`.
+    Named(usize),
+    /// Of the SELECT.
+    Selected(usize),
 }
 
 impl Problem {
-    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into() }
+    fn new(about: About, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into(), about }
+    }
+}
+
+fn insert_of(parsed: &Parsed) -> Option<&Insert> {
+    let Parsed::Statement(statement) = parsed else { return None };
+    let SqlStatement::Insert(insert) = statement.as_ref() else { return None };
+    Some(insert)
+}
+
+/// Where that stands; `None` if it cannot be told, as with columns of a `*`.
+pub fn place_of(files: &Files, parsed: &Parsed, about: About) -> Option<Place> {
+    let insert = insert_of(parsed)?;
+    let span = match about {
+        About::Whole => return None,
+        About::Named(column) => insert.columns.get(column)?.span(),
+        About::Selected(column) => {
+            let items = &first_select(&insert.source.as_ref()?.body)?.projection;
+            let is_one =
+                |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+            if !items.get(..column)?.iter().all(is_one) {
+                return None;
+            }
+            items.get(column).filter(|item| is_one(item))?.span()
+        }
+    };
+    files.place_of_span((span.start.line, span.start.column), (span.end.line, span.end.column))
+}
+
+fn first_select(body: &SetExpr) -> Option<&Select> {
+    match body {
+        SetExpr::Select(select) => Some(select),
+        SetExpr::Query(query) => first_select(&query.body),
+        SetExpr::SetOperation { left, .. } => first_select(left),
+        _ => None,
+    }
+}
+
+/// Columns go by position, so two of one name are as good as any; but a plan cannot have them. So an expression that has
+/// no alias, and the name of another column, gets a name that nothing in the query can mean. An alias of the user's stays:
+/// GROUP BY or ORDER BY may mean it.
+fn name_apart(body: &mut SetExpr) {
+    match body {
+        SetExpr::Select(select) => {
+            let given = |item: &SelectItem| match item {
+                SelectItem::ExprWithAlias { alias, .. } => Some(normalize(alias)),
+                _ => None,
+            };
+            let mut names: BTreeSet<String> = select.projection.iter().filter_map(given).collect();
+            for (position, item) in select.projection.iter_mut().enumerate() {
+                let SelectItem::UnnamedExpr(expr) = item else { continue };
+                let name = match &*expr {
+                    SqlExpr::Identifier(ident) => normalize(ident),
+                    SqlExpr::CompoundIdentifier(idents) => idents.last().map(normalize).unwrap_or_default(),
+                    other => other.to_string().to_lowercase(),
+                };
+                if !names.insert(name.clone()) {
+                    let alias = Ident::with_quote('"', format!("{name} ({})", position + 1));
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                }
+            }
+        }
+        SetExpr::Query(query) => name_apart(&mut query.body),
+        SetExpr::SetOperation { left, right, .. } => {
+            name_apart(left);
+            name_apart(right);
+        }
+        _ => {}
     }
 }
 
 /// The query of an INSERT, and the columns it names (none: all).
 pub fn parts(parsed: &Parsed) -> Result<(Parsed, Vec<String>), String> {
-    let Parsed::Statement(statement) = parsed else { return Err("this is no INSERT".into()) };
-    let SqlStatement::Insert(insert) = statement.as_ref() else { return Err("this is no INSERT".into()) };
+    let Some(insert) = insert_of(parsed) else { return Err("this is no INSERT".into()) };
     let Some(source) = &insert.source else { return Err("INSERT needs a SELECT".into()) };
     let mut columns = Vec::new();
     for column in &insert.columns {
@@ -37,7 +119,9 @@ pub fn parts(parsed: &Parsed) -> Result<(Parsed, Vec<String>), String> {
             _ => return Err(format!("column {column} must be a plain name")),
         }
     }
-    let query = SqlStatement::Query(source.clone());
+    let mut query = source.clone();
+    name_apart(&mut query.body);
+    let query = SqlStatement::Query(query);
     Ok((Parsed::Statement(Box::new(query)), columns))
 }
 
@@ -52,16 +136,21 @@ pub fn into_table(plan: LogicalPlan, columns: &[String], table: &TableDefinition
         if table.schema.index_of(name).is_err() {
             let hint = nearest(name, known()).map(|near| format!("did you mean {near}?"));
             let message = format!("table {} has no column {name}", table.name);
-            return Err(Problem::new(message, hint.unwrap_or_default()));
+            let hint = hint.unwrap_or_else(|| format!("it has: {}", known().collect::<Vec<_>>().join(", ")));
+            return Err(Problem::new(About::Named(i), message, hint));
         }
         if names[..i].contains(name) {
-            return Err(Problem::new(format!("column {name} is named twice"), ""));
+            return Err(Problem::new(
+                About::Named(i),
+                format!("column {name} is named twice"),
+                "leave one of them out",
+            ));
         }
     }
     let given = plan.schema().fields().len();
     if given != names.len() {
         let message = format!("table {} takes {} columns here, the SELECT gives {given}", table.name, names.len());
-        return Err(Problem::new(message, format!("in order: {}", names.join(", "))));
+        return Err(Problem::new(About::Whole, message, format!("in order: {}", names.join(", "))));
     }
     let mut exprs = Vec::with_capacity(table.schema.fields().len());
     for field in table.schema.fields() {
@@ -80,15 +169,18 @@ pub fn into_table(plan: LogicalPlan, columns: &[String], table: &TableDefinition
                 sql_name(field.data_type()),
                 sql_name(found.data_type())
             );
-            let hint = format!("CAST({} AS {})", found.name(), sql_name(field.data_type()));
-            return Err(Problem::new(message, hint));
+            // What is no name is the engine's rendering of an expression.
+            let is_name = found.name().chars().all(|c| c.is_alphanumeric() || c == '_');
+            let value = if is_name { found.name() } else { "…" };
+            let hint = format!("CAST({value} AS {})", sql_name(field.data_type()));
+            return Err(Problem::new(About::Selected(position), message, hint));
         }
         let same = found.data_type() == field.data_type();
         let expr = if same { column } else { cast(column, field.data_type().clone()) };
         exprs.push(expr.alias(field.name()));
     }
     let built = LogicalPlanBuilder::from(plan).project(exprs).and_then(LogicalPlanBuilder::build);
-    built.map_err(|e| Problem::new(e.strip_backtrace(), ""))
+    built.map_err(|e| Problem::new(About::Whole, plain(&e), ""))
 }
 
 /// Whether every value of one type is a value of the other.
@@ -172,6 +264,29 @@ pub fn sql_name(data_type: &DataType) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datafusion::sql::parser::DFParser;
+
+    fn query(sql: &str) -> String {
+        let statements = DFParser::parse_sql(&format!("INSERT INTO t {sql}")).unwrap();
+        parts(&statements[0]).unwrap().0.to_string()
+    }
+
+    #[test]
+    fn columns_of_one_name_are_named_apart() {
+        for (sql, expected) in [
+            ("SELECT a, b FROM s", "SELECT a, b FROM s"),
+            ("SELECT a, a FROM s ORDER BY a", "SELECT a, a AS \"a (2)\" FROM s ORDER BY a"),
+            ("SELECT a + 1, s.b, A + 1 FROM s", "SELECT a + 1, s.b, A + 1 AS \"a + 1 (3)\" FROM s"),
+            ("SELECT s.a, 1 AS a FROM s", "SELECT s.a AS \"a (1)\", 1 AS a FROM s"),
+            ("SELECT 1 AS a, 2 AS a", "SELECT 1 AS a, 2 AS a"),
+            (
+                "SELECT a, a FROM s UNION ALL (SELECT 1, 1)",
+                "SELECT a, a AS \"a (2)\" FROM s UNION ALL (SELECT 1, 1 AS \"1 (2)\")",
+            ),
+        ] {
+            assert_eq!(query(sql), expected, "{sql}");
+        }
+    }
 
     #[test]
     fn only_casts_that_keep_every_value_are_silent() {

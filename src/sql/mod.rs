@@ -51,6 +51,10 @@ pub mod shared;
 
 pub mod place;
 
+pub mod words;
+
+pub mod syntax;
+
 pub mod explain;
 
 pub use explain::{explain, nearest};

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 
 use super::by_window::{across_windows, odd_watermark_test};
 use super::doubt::Doubt;
+use super::explain::plain;
 use super::functions::{CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
@@ -20,9 +21,10 @@ use super::program::{DimensionSpec, Insert, SourceSpec};
 use super::session::{create_schema, schema_of};
 use super::statement::{Kind, Name, Parsed, Statement};
 use super::windowed::{Rows, Windows};
+use super::words::{place_of, place_of_quoted};
 use super::{Files, Place, define, engine_options, explain};
 use crate::connector::{self, TableDefinition};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// What is known after some statements.
 pub(super) struct Planner<'a> {
@@ -105,19 +107,26 @@ impl<'a> Planner<'a> {
         self.doubt.covers_any_of(parsed, is_known)
     }
 
+    /// At the name that the message quotes, else at the place.
     fn error(&self, place: &Place, message: impl AsRef<str>) -> Error {
-        self.files.error_at(place, message)
+        let quoted = place_of_quoted(self.files, place, message.as_ref());
+        self.files.error_at(&quoted.unwrap_or(*place), message)
+    }
+
+    fn part(&self, place: &Place, part: &Part) -> Place {
+        place_of(self.files, place, part).unwrap_or(*place)
     }
 
     fn explain(&self, error: &DataFusionError, place: &Place) -> Error {
         let errors = explain(self.files, error, place, Some(&self.context.state()));
-        Error::all(errors).unwrap_or_else(|| Error::internal("a statement failed").cause(error))
+        Error::all(errors).unwrap_or_else(|| Error::internal("a statement failed").cause(plain(error)))
     }
 
     fn register(&mut self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
         if schema_of(&self.context, &name.schema)?.is_none() {
             if !self.doubt.covers_schema(&name.schema) {
-                let error = self.error(place, format!("schema {} does not exist", name.schema));
+                let error =
+                    self.error(&self.part(place, &Part::Name), format!("schema {} does not exist", name.schema));
                 self.errors.push((Some(*place), error.hint(format!("put CREATE SCHEMA {}; before it", name.schema))));
             }
             // Said once; what is in it is judged all the same.
@@ -143,30 +152,33 @@ impl<'a> Planner<'a> {
         if definition.location.is_empty() {
             self.off.insert(key.clone());
         } else if let Err(error) = connector::check(&definition) {
-            self.errors.push((Some(*place), error.snippet(self.files.snippet(place))));
+            self.errors.push((Some(*place), self.files.locate(error)));
             // What an INSERT into it may do cannot be judged: no errors that only follow from this one.
             self.off.insert(key.clone());
         }
-        engine_options::check(&definition).map_err(|e| self.error(place, e))?;
+        let files = self.files;
+        let located = |error: Error| files.locate(error);
+        engine_options::check(&definition).map_err(located)?;
         if definition.is_dead_letters() {
             self.targets.insert(key.clone());
             if let Some(other) = &self.dead_letters {
                 let error = format!("{} already has the role dead_letters; there can be one", other.name);
-                return Err(self.error(place, error));
+                let error = Error::user(error).at(definition.place.clone()).about(Part::Option("role".into()));
+                return Err(located(error.hint("leave it out of one of them")));
             }
             if !self.off.contains(&key) {
                 self.dead_letters = Some(Arc::clone(&definition));
             }
         }
         if definition.unbounded && !written {
-            let watermark = engine_options::watermark(&definition).map_err(|e| self.error(place, e))?;
+            let watermark = engine_options::watermark(&definition).map_err(located)?;
             if let Some(watermark) = &watermark {
                 self.windows.add_clock(&key, definition.schema.field(watermark.column).name());
             }
             let table = Arc::clone(&definition);
             self.sources.push(SourceSpec { table, pinned, watermark });
         } else if !written {
-            let refresh = engine_options::refresh(&definition).map_err(|e| self.error(place, e))?;
+            let refresh = engine_options::refresh(&definition).map_err(located)?;
             let table = Arc::clone(&definition);
             self.dimensions.push(DimensionSpec { table, pinned, refresh });
         }
@@ -202,7 +214,7 @@ impl<'a> Planner<'a> {
             if self.doubt.covers(target, false) {
                 return plan.map(drop);
             }
-            let error = self.error(place, format!("table {target} is not declared"));
+            let error = self.error(&self.part(place, &Part::Name), format!("table {target} is not declared"));
             let near = super::nearest(&target.to_string(), self.tables.keys().map(String::as_str));
             let error = match near {
                 Some(near) => error.hint(format!("did you mean {near}?")),
@@ -212,14 +224,16 @@ impl<'a> Planner<'a> {
             return plan.map(drop);
         };
         let plan = insert::into_table(plan?, &columns, &table).map_err(|problem| {
-            let error = self.error(place, problem.message);
-            if problem.hint.is_empty() { error } else { error.hint(problem.hint) }
+            let place = insert::place_of(self.files, parsed, problem.about).unwrap_or(*place);
+            let error = self.files.error_at(&place, problem.message);
+            error.with_hint(Some(problem.hint).filter(|hint| !hint.is_empty()))
         })?;
         let explained = |e: DataFusionError| self.explain(&e, place);
         let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(explained)?;
         if let Some(function) = unrepeatable(&plan).map_err(explained)? {
             let error = format!("{function}() gives another value each time, so a replay of a batch would differ");
-            return Err(self.error(place, error).hint("take it from the record, or derive it from its offset"));
+            let called = place_of_quoted(self.files, place, &format!("'{function}'")).unwrap_or(*place);
+            return Err(self.error(&called, error).hint("take it from the record, or derive it from its offset"));
         }
         if self.windows.is_refused(&plan).map_err(explained)? {
             return Ok(()); // said where the view is defined
@@ -333,11 +347,23 @@ impl<'a> Planner<'a> {
         Ok(sources)
     }
 
+    /// Whether the tables that are written can be, and together.
+    fn check_sinks(&mut self) {
+        let written = self.inserts.iter().map(|insert| &insert.table).chain(&self.dead_letters);
+        let written: BTreeMap<&str, _> = written.map(|table| (table.name.as_str(), Arc::clone(table))).collect();
+        let written: Vec<_> = written.into_values().collect();
+        if let Err(error) = connector::sinks(&written) {
+            let place = error.location().and_then(|label| self.files.statement_at(label));
+            self.errors.push((place, self.files.locate(error)));
+        }
+    }
+
     /// Only what some INSERT reads is opened.
     ///
     /// # Errors
     /// All that were found.
     pub fn finish(&mut self) -> Result<()> {
+        self.check_sinks();
         self.errors.sort_by_key(|(place, _)| *place); // stable: as found, within a statement
         if let Some(error) = Error::all(self.errors.drain(..).map(|(_, error)| error).collect()) {
             return Err(error);

@@ -16,8 +16,9 @@ use super::place::Place;
 use super::statement::{Kind as StatementKind, Statement};
 use super::substitute::{Lookup, Wanted};
 use super::text::Files;
+use super::words::place_of;
 use crate::connector::options::duration;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// Everything a run can be told besides its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,19 +208,20 @@ pub fn configure(mut config: SessionConfig, files: &Files, statements: &[Stateme
         if !key.starts_with("datafusion.") {
             continue;
         }
+        let at = |part: &Part| place_of(files, &statement.place, part).unwrap_or(statement.place);
         if let Some((_, instead)) = KEPT.iter().find(|(kept, _)| key.starts_with(kept)) {
-            let error = files.error_at(&statement.place, format!("setting {key} is the engine's own"));
+            let error = files.error_at(&at(&Part::SettingKey), format!("setting {key} is the engine's own"));
             errors.push(error.hint(*instead));
         } else if let Err(error) = config.options_mut().set(key, value) {
             let known: Vec<String> = config.options().entries().into_iter().map(|entry| entry.key).collect();
             if known.contains(key) {
-                errors.append(&mut explain(files, &error, &statement.place, None));
+                errors.append(&mut explain(files, &error, &at(&Part::SettingValue), None));
             } else {
-                let error = files.error_at(&statement.place, format!("setting {key} does not exist"));
+                let error = files.error_at(&at(&Part::SettingKey), format!("setting {key} does not exist"));
                 let near = nearest(key, known.iter().map(String::as_str));
                 errors.push(match near {
                     Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error,
+                    None => error.hint("`poundlock sql -c 'SHOW ALL'` lists them"),
                 });
             }
         }
@@ -260,13 +262,15 @@ impl Reader<'_> {
             self.found.insert(setting.name, (value.to_string(), Origin::At(place)));
             return;
         }
+        let place = place_of(self.files, &place, &Part::SettingKey).unwrap_or(place);
         let error = self.files.error_at(&place, format!("setting {key} does not exist"));
         let keys: Vec<String> = REGISTRY.iter().map(SettingDoc::key).collect();
+        let known = format!("there are: datafusion.*, {}", keys.join(", "));
         let bare = REGISTRY.iter().find(|setting| setting.name == key).map(SettingDoc::key);
         let near = bare.as_deref().or_else(|| nearest(key, keys.iter().map(String::as_str)));
         self.errors.push(match near {
-            Some(near) => error.hint(format!("did you mean {near}?")),
-            None => error.hint(format!("there are: datafusion.*, {}", keys.join(", "))),
+            Some(near) => error.hint(format!("did you mean {near}? {known}")),
+            None => error.hint(known),
         });
     }
 
@@ -292,7 +296,8 @@ impl Reader<'_> {
     fn refuse(&mut self, name: &str, value: &str, expected: &str) {
         let error = match self.found.get(name) {
             Some((_, Origin::At(place))) => {
-                self.files.error_at(place, format!("setting poundlock.{name} is {value:?}, not {expected}"))
+                let place = place_of(self.files, place, &Part::SettingValue).unwrap_or(*place);
+                self.files.error_at(&place, format!("setting poundlock.{name} is {value:?}, not {expected}"))
             }
             Some((_, Origin::Said(origin))) => Error::user(format!("{origin} is {value:?}, not {expected}")),
             None => Error::internal(format!("default of setting poundlock.{name} is {value:?}, not {expected}")),
@@ -337,7 +342,7 @@ impl Reader<'_> {
     }
 
     fn duration(&mut self, name: &str, range: std::ops::RangeInclusive<Duration>) -> Duration {
-        self.read(name, "a duration such as '5 seconds' (1 ms to 1 day)", |value| {
+        self.read(name, "a positive duration such as 500ms or '5 seconds' (1 ms to 1 day)", |value| {
             duration(value).filter(|found| range.contains(found))
         })
     }

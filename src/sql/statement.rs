@@ -10,19 +10,19 @@ use std::fmt;
 use std::ops::Range;
 
 use datafusion::common::TableReference;
-use datafusion::sql::parser::DFParserBuilder;
 pub use datafusion::sql::parser::Statement as Parsed;
 use sqlparser::ast::{self, Expr, Ident, ObjectName, SchemaName, SetExpr, TableObject, UnaryOperator, Value};
-use sqlparser::dialect::GenericDialect;
 use sqlparser::keywords::Keyword;
-use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::doubt::Doubt;
-use super::explain::{explain, lower};
+use super::explain::explain;
 use super::place::{Cursor, Place};
+use super::syntax::{hinted, parse_tokens, unreadable};
 use super::table::UnresolvedTable;
-use super::text::{File, Files};
-use crate::Error;
+use super::text::{File, Files, tokenize};
+use super::words::place_of;
+use crate::{Error, Part};
 
 const TOKENS_MAX: usize = 20_000;
 /// A flat chain (`a OR b OR …`) is a tree as deep as it is long. Cloning or dropping one of 3,000 operators overflows a
@@ -177,25 +177,20 @@ fn pieces(files: &Files, index: usize, file: &File, script: &mut Script) -> Vec<
         script.doubt.add_anything();
         return vec![]; // its tokens were no tokens even before substitution: said already
     }
-    let mut tokens = vec![];
-    if let Err(error) = Tokenizer::new(&GenericDialect {}, &file.text).tokenize_with_location_into_buf(&mut tokens) {
+    let (tokens, ended) = tokenize(&file.text);
+    if let Some(error) = ended {
         let at = Cursor::new(&file.text).advance(error.location.line, error.location.column);
         let place = files.place(index, at..at + 1);
-        script.errors.push((place, files.error_at(&place, lower(&error.message))));
+        let (message, hint) = unreadable(&error, tokens.iter().map(|(token, _)| token));
+        script.errors.push((place, files.error_at(&place, message).with_hint(hint)));
         script.doubt.add_anything();
         return vec![];
     }
-    let mut cursor = Cursor::new(&file.text);
     let mut pieces = vec![];
     let mut open: Option<Piece> = None;
-    for mut token in tokens {
-        let begin = cursor.advance(token.span.start.line, token.span.start.column);
-        let end = cursor.advance(token.span.end.line, token.span.end.column);
+    for (mut token, Range { start: begin, end }) in tokens {
         token.span.start.line += Files::first_line(index);
         token.span.end.line += Files::first_line(index);
-        if matches!(token.token, Token::Whitespace(_)) {
-            continue;
-        }
         let ends = token.token == Token::SemiColon;
         if ends && open.is_none() {
             continue;
@@ -225,13 +220,13 @@ fn statement(files: &Files, piece: &Piece, place: Place) -> Result<Statement, Ve
         return Err(vec![files.error_at(&place, long).hint("use IN (…), CASE, or a join with a table of the values")]);
     }
     let end = files.place(piece.file, piece.last.clone());
-    let parsed = DFParserBuilder::new(piece.tokens.clone()).build().and_then(|mut parser| parser.parse_statements());
-    let mut parsed = match parsed {
+    let mut parsed = match parse_tokens(piece.tokens.clone()) {
         Ok(parsed) => parsed,
-        Err(error) if error.to_string().contains("clause in CREATE EXTERNAL TABLE") => {
-            return Err(explain(files, &error, &place, None));
+        Err(error) => {
+            let whole = error.to_string().contains("clause in CREATE EXTERNAL TABLE");
+            let errors = explain(files, &error, if whole { &place } else { &end }, None);
+            return Err(errors.into_iter().map(|shown| hinted(files, shown, &piece.tokens, &error)).collect());
         }
-        Err(error) => return Err(explain(files, &error, &end, None)),
     };
     let kind = match parsed.pop_front() {
         Some(parsed) => classify(parsed, &place),
@@ -457,7 +452,9 @@ fn refuse_second_definitions(files: &Files, script: &mut Script) {
             seen.insert(what, statement.place);
             return true;
         };
-        let error = files.error_at(&statement.place, format!("{what} is defined twice"));
+        let part = if matches!(statement.kind, Kind::Set { .. }) { Part::SettingKey } else { Part::Name };
+        let place = place_of(files, &statement.place, &part).unwrap_or(statement.place);
+        let error = files.error_at(&place, format!("{what} is defined twice"));
         errors.push((statement.place, error.hint(format!("the first one is at {}", files.label(first)))));
         match &statement.kind {
             Kind::CreateTable(table) => doubt.add(table.name.clone()),

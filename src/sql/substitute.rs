@@ -24,8 +24,8 @@ use std::ops::Range;
 use sqlparser::dialect::GenericDialect;
 use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace};
 
-use super::explain::lower;
 use super::place::Cursor;
+use super::syntax::unreadable;
 use crate::connector::redact;
 
 /// What a reference asks for.
@@ -114,7 +114,8 @@ pub fn substitute(source: &str, lookup: Lookup) -> Substituted {
     let mut tokens = vec![];
     if let Err(error) = Tokenizer::new(&GenericDialect {}, &masked).tokenize_with_location_into_buf(&mut tokens) {
         let at = Cursor::new(source).advance(error.location.line, error.location.column);
-        out.problems.push(Problem { source: at..at + 1, message: lower(&error.message), hint: None });
+        let (message, hint) = unreadable(&error, &tokens);
+        out.problems.push(Problem { source: at..at + 1, message, hint });
         out.broken.push(0);
         // The kind of every later reference is in doubt, so none is looked up.
         out.verbatim(source, 0..source.len());

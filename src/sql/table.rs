@@ -18,8 +18,9 @@ use super::place::Place;
 use super::statement::{Name, Refused, normalize};
 use super::text::Files;
 use super::types::column_field;
+use super::words::{place_of, place_of_quoted};
 use crate::connector::TableDefinition;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 const STORED_AS: &[&str] = &["KAFKA", "DATABASE", "PARQUET", "CSV", "JSON"];
 const COLUMNS_MAX: usize = 1_000;
@@ -74,11 +75,21 @@ struct Check<'a> {
 impl Check<'_> {
     fn say(&mut self, place: Place, message: impl AsRef<str>, hint: impl AsRef<str>) {
         let error = self.files.error_at(&place, message);
-        self.errors.push(if hint.as_ref().is_empty() { error } else { error.hint(hint.as_ref()) });
+        self.errors.push(error.with_hint(Some(hint.as_ref()).filter(|hint| !hint.is_empty())));
     }
 
+    /// At the name that the message quotes, else at the statement.
     fn say_here(&mut self, message: impl AsRef<str>, hint: impl AsRef<str>) {
-        self.say(self.table.place, message, hint);
+        let place = place_of_quoted(self.files, &self.table.place, message.as_ref());
+        self.say(place.unwrap_or(self.table.place), message, hint);
+    }
+
+    fn say_of(&mut self, part: &Part, message: impl AsRef<str>, hint: impl AsRef<str>) {
+        self.say(self.part(part), message, hint);
+    }
+
+    fn part(&self, part: &Part) -> Place {
+        place_of(self.files, &self.table.place, part).unwrap_or(self.table.place)
     }
 
     fn place(&self, ident: &Ident) -> Place {
@@ -109,13 +120,15 @@ impl Check<'_> {
                 "NDJSON" => Some("JSON"),
                 _ => nearest(&stored_as, STORED_AS.iter().copied()),
             };
+            let known = format!("there are: {}", STORED_AS.join(", "));
             let hint = match near {
-                Some(near) => format!("did you mean STORED AS {near}?"),
-                None => format!("there are: {}", STORED_AS.join(", ")),
+                Some(near) => format!("did you mean STORED AS {near}? {known}"),
+                None => known,
             };
-            self.say_here(format!("tables cannot be stored as {stored_as}"), hint);
+            self.say_of(&Part::StoredAs, format!("tables cannot be stored as {stored_as}"), hint);
         } else if statement.unbounded && stored_as != "KAFKA" {
-            self.say_here(
+            self.say_of(
+                &Part::StoredAs,
                 format!("only a table STORED AS KAFKA can be unbounded, not {stored_as}"),
                 "leave out UNBOUNDED: the table is read to its end",
             );
@@ -132,7 +145,10 @@ impl Check<'_> {
             self.say_here("the table has no columns", "list its columns with their types: (user_id BIGINT, …)");
         }
         if columns.len() > COLUMNS_MAX {
-            self.say_here(format!("the table has {} columns, more than {COLUMNS_MAX}", columns.len()), "");
+            self.say_here(
+                format!("the table has {} columns, more than {COLUMNS_MAX}", columns.len()),
+                "keep what is rarely asked for in one column, as JSON",
+            );
             return vec![];
         }
         let mut names = BTreeSet::new();
@@ -140,11 +156,16 @@ impl Check<'_> {
         for column in columns {
             let place = self.place(&column.name);
             if !names.insert(normalize(&column.name)) {
-                self.say(place, format!("column '{}' is declared twice", normalize(&column.name)), "");
+                self.say(
+                    place,
+                    format!("column '{}' is declared twice", normalize(&column.name)),
+                    "leave one of them out",
+                );
             }
             match column_field(column) {
                 Ok(field) => fields.push(field),
                 Err(error) => {
+                    let place = self.part(&Part::Type(normalize(&column.name)));
                     let mut found = explain(self.files, &error, &place, None);
                     self.errors.append(&mut found);
                     // So that a key on this column is not reported as well.
@@ -203,7 +224,10 @@ impl Check<'_> {
             for column in &primary.columns {
                 match &column.column.expr {
                     Expr::Identifier(ident) => key.push((normalize(ident), self.place(ident))),
-                    other => self.say_here(format!("the primary key has {other}, which is not a column"), ""),
+                    other => self.say_here(
+                        format!("the primary key has {other}, which is not a column"),
+                        "name columns: PRIMARY KEY (a, b)",
+                    ),
                 }
             }
         }
@@ -219,7 +243,7 @@ impl Check<'_> {
                     near_column(name, fields),
                 );
             } else if !seen.insert(name) {
-                self.say(*place, format!("column '{name}' is in the primary key twice"), "");
+                self.say(*place, format!("column '{name}' is in the primary key twice"), "leave one of them out");
             }
         }
         key.into_iter().map(|(name, _)| name).collect()
@@ -233,11 +257,11 @@ impl Check<'_> {
             if !fields.iter().any(|field| field.name() == name) {
                 self.say_here(format!("partition column '{name}' is not declared"), near_column(name, fields));
             } else if !seen.insert(name) {
-                self.say_here(format!("column '{name}' is in PARTITIONED BY twice"), "");
+                self.say_here(format!("column '{name}' is in PARTITIONED BY twice"), "leave one of them out");
             }
         }
         if !names.is_empty() && names.len() >= fields.len() {
-            self.say_here("a table needs a column that is not in PARTITIONED BY", "");
+            self.say_here("a table needs a column that is not in PARTITIONED BY", "declare what its files hold");
         }
         names
     }
@@ -253,7 +277,11 @@ impl Check<'_> {
                 other => other.to_string(),
             };
             if options.insert(key.clone(), value).is_some() {
-                self.say_here(format!("option '{key}' is given twice"), "");
+                self.say_of(
+                    &Part::Option(key.clone()),
+                    format!("option '{key}' is given twice"),
+                    "leave one of them out",
+                );
             }
         }
         options

@@ -15,9 +15,14 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use super::place::{Lines, Place, render};
+use sqlparser::dialect::GenericDialect;
+use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
+
+use super::place::{Cursor, Lines, Place, render};
 use super::substitute::{Lookup, Problem, Segment, substitute};
+use super::words::place_of;
 use crate::{Error, Result};
 
 const FILES_MAX: usize = 1_000;
@@ -49,6 +54,25 @@ pub struct File {
     segments: Vec<Segment>,
     source_lines: Lines,
     text_lines: Lines,
+    /// Made when an error asks for them: see [`Files::tokens`].
+    tokens: OnceLock<Vec<Located>>,
+}
+
+/// A token and its bytes of the text.
+pub type Located = (TokenWithSpan, Range<usize>);
+
+/// The tokens of a text but for white space and comments, as far as there are any, and what ended them early.
+pub fn tokenize(text: &str) -> (Vec<Located>, Option<TokenizerError>) {
+    let mut tokens = vec![];
+    let ended = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location_into_buf(&mut tokens).err();
+    tokens.retain(|token| !matches!(token.token, Token::Whitespace(_)));
+    let mut cursor = Cursor::new(text);
+    let mut located = |token: TokenWithSpan| {
+        let begin = cursor.advance(token.span.start.line, token.span.start.column);
+        let end = cursor.advance(token.span.end.line, token.span.end.column);
+        (token, begin..end)
+    };
+    (tokens.into_iter().map(&mut located).collect(), ended)
 }
 
 impl Files {
@@ -80,6 +104,7 @@ impl Files {
                 problems: done.problems,
                 broken: done.broken,
                 segments: done.segments,
+                tokens: OnceLock::new(),
             });
         }
         files.secrets.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
@@ -100,6 +125,7 @@ impl Files {
             segments: vec![Segment { text: 0, source: 0..source.len(), verbatim: true }],
             source_lines: lines.clone(),
             text_lines: lines,
+            tokens: OnceLock::new(),
         };
         Self { files: vec![file], secrets: vec![] }
     }
@@ -168,6 +194,27 @@ impl Files {
         Place { file, line, column, len: underlined.chars().count().max(1) }
     }
 
+    /// The tokens of the statement that begins at this place, or of what is left of it from there; without its `;`.
+    pub fn tokens(&self, place: &Place) -> &[Located] {
+        let Some(file) = self.files.get(place.file) else { return &[] };
+        let tokens = file.tokens.get_or_init(|| tokenize(&file.text).0);
+        let begin = file.source_lines.offset(&file.source, place.line, place.column);
+        let from = tokens.partition_point(|(_, range)| file.in_source(range.clone()).start < begin);
+        let rest = &tokens[from..];
+        let end = rest.iter().position(|(token, _)| token.token == Token::SemiColon);
+        &rest[..end.unwrap_or(rest.len())]
+    }
+
+    /// Where the statements of a file begin.
+    pub fn statements(&self, file: usize) -> Vec<Place> {
+        let Some(tokens) = self.files.get(file).map(|file| file.tokens.get_or_init(|| tokenize(&file.text).0)) else {
+            return vec![];
+        };
+        let ends = |(token, _): &Located| token.token == Token::SemiColon;
+        let first = tokens.split(ends).filter_map(<[Located]>::first);
+        first.map(|(_, range)| self.place(file, range.clone())).collect()
+    }
+
     /// A range of `text` as the user wrote it, references unresolved: no secret is in it.
     pub fn written(&self, file: usize, range: Range<usize>) -> &str {
         let file = &self.files[file];
@@ -196,6 +243,27 @@ impl Files {
     /// An error of the user's at this place. Secrets in the message are hidden.
     pub fn error_at(&self, place: &Place, message: impl AsRef<str>) -> Error {
         Error::user(self.hide(message.as_ref())).snippet(self.snippet(place))
+    }
+
+    /// The statement that a label names.
+    pub fn statement_at(&self, label: &str) -> Option<Place> {
+        let mut parts = label.rsplitn(3, ':');
+        let (column, line) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let name = parts.next()?;
+        let file = self.files.iter().position(|file| file.name == name)?;
+        let tokens = self.tokens(&Place { file, line, column, len: 1 });
+        Some(self.place(file, tokens.first()?.1.start..tokens.last()?.1.end))
+    }
+
+    /// An error whose location is the label of a statement, and those that came with it, each at the part of the
+    /// statement that it is about. Secrets are hidden.
+    pub fn locate(&self, error: Error) -> Error {
+        let snippet = |error: &Error| {
+            let statement = self.statement_at(error.location()?)?;
+            let part = error.part().and_then(|part| place_of(self, &statement, part));
+            Some(self.snippet(&part.unwrap_or(statement)))
+        };
+        error.located(&snippet, &|text| self.hide(text))
     }
 
     /// The text with every secret that came out of the files' references replaced by the reference.

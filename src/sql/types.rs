@@ -14,6 +14,30 @@ use datafusion::logical_expr::{AggregateUDF, HigherOrderUDF, ScalarUDF, TableSou
 use datafusion::sql::planner::SqlToRel;
 use sqlparser::ast::{ColumnDef, DataType as SqlType, TimezoneInfo};
 
+/// What hints suggest and list. There are further spellings.
+pub const NAMES: &[&str] = &[
+    "BIGINT",
+    "INT",
+    "INTEGER",
+    "SMALLINT",
+    "TINYINT",
+    "DOUBLE",
+    "REAL",
+    "DECIMAL",
+    "BOOLEAN",
+    "VARCHAR",
+    "TEXT",
+    "STRING",
+    "BYTEA",
+    "DATE",
+    "TIMESTAMP",
+    "TIMESTAMPTZ",
+    "JSON",
+    "UUID",
+    "ARRAY",
+    "STRUCT",
+];
+
 /// For `SessionStateBuilder::with_type_planner`.
 #[derive(Debug)]
 pub struct MicrosecondTypes;
@@ -43,7 +67,7 @@ impl TypePlanner for MicrosecondTypes {
 fn microseconds(sql_type: &SqlType, precision: Option<u64>) -> Result<()> {
     match precision {
         Some(digits) if digits > 6 => {
-            plan_err!("{sql_type} is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6)")
+            plan_err!("type '{sql_type}' is finer than a microsecond. Use TIMESTAMP or TIMESTAMP(6)")
         }
         _ => Ok(()),
     }
@@ -56,7 +80,7 @@ pub fn column_field(column: &ColumnDef) -> Result<Field> {
     let schema = SqlToRel::new(&types).build_schema(vec![column.clone()])?;
     let field = schema.field(0);
     match refused(field.data_type()) {
-        Some(why) => plan_err!("type {} of column '{}' {why}", column.data_type, field.name()),
+        Some(why) => plan_err!("type {} of column {} {why}", column.data_type, field.name()),
         None => Ok(field.clone()),
     }
 }
@@ -64,9 +88,9 @@ pub fn column_field(column: &ColumnDef) -> Result<Field> {
 /// Types that no connector stores.
 fn refused(data_type: &DataType) -> Option<&'static str> {
     match data_type {
-        DataType::Interval(_) => Some("cannot be stored, use BIGINT for a number of seconds"),
-        DataType::Time32(_) | DataType::Time64(_) => Some("cannot be stored, use VARCHAR or TIMESTAMP"),
-        DataType::FixedSizeList(..) => Some("has a fixed length, leave it out"),
+        DataType::Interval(_) => Some("cannot be stored. Use BIGINT for a number of seconds"),
+        DataType::Time32(_) | DataType::Time64(_) => Some("cannot be stored. Use VARCHAR or TIMESTAMP"),
+        DataType::FixedSizeList(..) => Some("has a fixed length. Leave it out"),
         DataType::List(inner) => refused(inner.data_type()),
         DataType::Struct(fields) => fields.iter().find_map(|field| refused(field.data_type())),
         _ => None,

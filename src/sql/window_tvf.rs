@@ -11,7 +11,9 @@ use arrow::datatypes::DataType;
 use datafusion::catalog::CatalogProviderList;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchemaRef, Result, ScalarValue, plan_err};
+use datafusion::common::{
+    Column, DFSchemaRef, DataFusionError, Diagnostic, Result, ScalarValue, Span, plan_datafusion_err, plan_err,
+};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
 use datafusion::logical_expr::{
@@ -183,25 +185,51 @@ impl RelationPlanner for WindowTvfPlanner {
             "late" => (1, "LATE(windowed view)"),
             _ => return Ok(RelationPlanning::Original(Box::new(relation))),
         };
-        let args: Vec<SqlExpr> = args.args.iter().map(|arg| plain(&function, arg)).collect::<Result<_>>()?;
-        if args.len() != wanted {
-            return plan_err!("{function} takes {wanted} argument(s), found {}: {usage}", args.len());
+        if args.args.len() != wanted {
+            let found = args.args.len();
+            let error = plan_datafusion_err!("{function} takes {wanted} argument(s), found {found}. Write {usage}");
+            return Err(at(name, error));
         }
-        let table = match &args[0] {
-            SqlExpr::Identifier(part) => ObjectName::from(vec![part.clone()]),
-            SqlExpr::CompoundIdentifier(parts) => ObjectName::from(parts.clone()),
-            other => return plan_err!("{function}: {other} is not the name of a relation; make it a view first"),
-        };
-        let input = self.scan(relation.clone(), table.clone(), context)?;
-        let plan = match function.as_str() {
-            "late" => late_of(&table, input)?,
-            _ => window(&function, input, &args, context)?,
-        };
+        let plan = self.call(&function, &relation, &args.args, context).map_err(|error| at(name, error))?;
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, alias.clone()))))
     }
 }
 
+/// An error of how the function is used, at its name.
+fn at(function: &ObjectName, error: DataFusionError) -> DataFusionError {
+    let ident = function.0.first().and_then(|part| part.as_ident());
+    match (error, ident.and_then(|ident| Span::try_from_sqlparser_span(ident.span))) {
+        (DataFusionError::Plan(message), Some(span)) => {
+            let diagnostic = Diagnostic::new_error(message.clone(), Some(span));
+            DataFusionError::Plan(message).with_diagnostic(diagnostic)
+        }
+        (error, _) => error,
+    }
+}
+
 impl WindowTvfPlanner {
+    fn call(
+        &self,
+        function: &str,
+        relation: &TableFactor,
+        args: &[FunctionArg],
+        context: &mut dyn RelationPlannerContext,
+    ) -> Result<LogicalPlan> {
+        let args: Vec<SqlExpr> = args.iter().map(|arg| plain(function, arg)).collect::<Result<_>>()?;
+        let table = match args.first() {
+            Some(SqlExpr::Identifier(part)) => ObjectName::from(vec![part.clone()]),
+            Some(SqlExpr::CompoundIdentifier(parts)) => ObjectName::from(parts.clone()),
+            _ => {
+                return plan_err!("{function}: its first argument is not the name of a relation. Make it a view first");
+            }
+        };
+        let input = self.scan(relation.clone(), table.clone(), context)?;
+        match function {
+            "late" => late_of(&table, input),
+            _ => window(function, input, &args, context),
+        }
+    }
+
     fn scan(
         &self,
         mut factor: TableFactor,
@@ -242,13 +270,19 @@ fn window(
 ) -> Result<LogicalPlan> {
     if let Some(clash) = [WINDOW_START, WINDOW_END].iter().find(|n| input.schema().has_column_with_unqualified_name(n))
     {
-        return plan_err!("{function}: the input already has a column {clash}; select it under another name first");
+        return plan_err!("{function}: the input already has a column {clash}. Select it under another name first");
     }
     let time = context.sql_to_expr(args[1].clone(), input.schema())?;
-    let Expr::Column(column) = &time else { return plan_err!("{function}: {time} is not a column of the input") };
+    let Expr::Column(column) = &time else {
+        return plan_err!("{function}: {time} is not a column of the input. Compute it in a view first");
+    };
     let data_type = input.schema().qualified_field_from_column(column)?.1.data_type();
     let DataType::Timestamp(unit, _) = *data_type else {
-        return plan_err!("{function}: column {} is {}, not TIMESTAMP", column.name, sql_name(data_type));
+        return plan_err!(
+            "{function}: column {} is {}, not TIMESTAMP. Cast it in a view first",
+            column.name,
+            sql_name(data_type)
+        );
     };
     let mut micros = |arg: &SqlExpr| match context.sql_to_expr(arg.clone(), input.schema())? {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) if i.months == 0 && i.nanoseconds % 1_000 == 0 => {
@@ -292,7 +326,7 @@ fn late_of(view: &ObjectName, plan: LogicalPlan) -> Result<LogicalPlan> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     let Some(input) = found else {
-        return plan_err!("late: {view} is not a windowed view (an aggregate over TUMBLE or HOP)");
+        return plan_err!("late: {view} is not a windowed view. It takes an aggregate over TUMBLE or HOP");
     };
     let marked = input.transform_up(|node| match as_window_tvf(&node) {
         Some(tvf) => Ok(Transformed::yes(LogicalPlan::Extension(Extension { node: Arc::new(tvf.as_late()?) }))),
@@ -342,7 +376,9 @@ pub struct LowerWindowTvf;
 impl AnalyzerRule for LowerWindowTvf {
     fn analyze(&self, plan: LogicalPlan, _config: &ConfigOptions) -> Result<LogicalPlan> {
         let lower = |node| match as_window_tvf(&node) {
-            Some(tvf) if tvf.late => plan_err!("LATE(view) has a meaning only inside a pipeline: INSERT INTO … SELECT"),
+            Some(tvf) if tvf.late => plan_err!(
+                "'LATE' has a meaning only inside a pipeline. Read it in an INSERT INTO … SELECT of the files"
+            ),
             Some(tvf) => Ok(Transformed::yes(tvf.expanded()?)),
             None => Ok(Transformed::no(node)),
         };

@@ -31,17 +31,19 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Location};
 use crate::cli::environment::Environment;
 use crate::cli::flags::SettingFlags;
 use crate::connector::{self, BoundedTable, TableDefinition};
+use crate::sql::explain::plain;
 use crate::sql::functions::BatchValues;
 use crate::sql::session::{create_schema, schema_of, session};
 use crate::sql::settings::{Settings, configure, resolve};
 use crate::sql::statement::{Kind, Name, Statement};
 use crate::sql::substitute::Wanted;
+use crate::sql::words::place_of;
 use crate::sql::{Files, Place, define, explain, parse};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 type DfResult<T> = datafusion::error::Result<T>;
 
@@ -115,13 +117,16 @@ impl Builder<'_> {
                 let dead_letters = definition.is_dead_letters();
                 let written = dead_letters || self.written.contains(&definition.name);
                 let pipeline = written.then(|| Arc::clone(self.pipeline));
-                self.register(&table.name, Arc::new(DeclaredTable { definition, pipeline }), &statement.place)
+                let location = place_of(self.files, &statement.place, &Part::Location);
+                let location = location.and_then(|place| self.files.at(&place)).unwrap_or_default().to_string();
+                let declared = DeclaredTable { definition, pipeline, location };
+                self.register(&table.name, Arc::new(declared), &statement.place)
             }
             Kind::CreateView { name, statement: parsed } => {
                 let state = self.context.state();
                 let explained = |e: DataFusionError| {
                     let errors = explain(self.files, &e, &statement.place, Some(&state));
-                    Error::all(errors).unwrap_or_else(|| Error::internal("a view failed").cause(&e))
+                    Error::all(errors).unwrap_or_else(|| Error::internal("a view failed").cause(plain(&e)))
                 };
                 match state.statement_to_plan(parsed.clone()).await.map_err(explained)? {
                     LogicalPlan::Ddl(DdlStatement::CreateView(view)) => {
@@ -136,7 +141,9 @@ impl Builder<'_> {
 
     fn register(&self, name: &Name, table: Arc<dyn TableProvider>, place: &Place) -> Result<()> {
         let Some(schema) = schema_of(self.context, &name.schema)? else {
-            return Err(self.files.error_at(place, format!("schema {} does not exist", name.schema)));
+            let place = place_of(self.files, place, &Part::Name).unwrap_or(*place);
+            let error = self.files.error_at(&place, format!("schema {} does not exist", name.schema));
+            return Err(error.hint(format!("put CREATE SCHEMA {}; before it", name.schema)));
         };
         schema.register_table(name.table.clone(), table)?;
         Ok(())
@@ -183,11 +190,15 @@ impl Pipeline {
     /// UUID and last batch; without a checkpoint nothing is committed.
     async fn committed(&self) -> Result<(Uuid, Option<u64>)> {
         let Some(checkpoint) = self.open().await? else {
-            let (checkpoint, name) = (connector::redact(&self.checkpoint), self.name.as_deref().unwrap_or_default());
+            let name = self.name.as_deref().unwrap_or_default();
+            let local = Location::parse(&self.checkpoint)?.local;
+            let looked_at = local.map(|base| base.join(name).display().to_string());
+            let checkpoint = looked_at.unwrap_or_else(|| connector::redact(&self.checkpoint));
             tracing::warn!(
                 checkpoint,
                 name,
-                "there is no such checkpoint: no file of the pipeline counts as committed"
+                "there is no such checkpoint, so no file of the pipeline counts as committed; --checkpoint or \
+                 CHECKPOINT_BASE says where it is, and a relative path begins at the working directory"
             );
             return Ok((Uuid::nil(), None));
         };
@@ -221,6 +232,8 @@ struct DeclaredTable {
     definition: Arc<TableDefinition>,
     /// Who writes it, if it is written.
     pipeline: Option<Arc<Pipeline>>,
+    /// Its LOCATION as the user wrote it, references unresolved.
+    location: String,
 }
 
 impl DeclaredTable {
@@ -231,10 +244,27 @@ impl DeclaredTable {
             return Err(error.at(definition.place.clone()));
         }
         match &self.pipeline {
-            Some(pipeline) if definition.stored_as == "PARQUET" => pipeline.table(definition, session).await,
+            Some(pipeline) if definition.stored_as == "PARQUET" => {
+                if let Some(folder) = missing_folder(definition) {
+                    tracing::warn!(
+                        table = definition.name,
+                        folder,
+                        "there is no such folder, so the table has no rows; its LOCATION is {}, and a relative path begins \
+                         at the working directory",
+                        self.location
+                    );
+                }
+                pipeline.table(definition, session).await
+            }
             _ => connector::bounded(definition, session, None).await,
         }
     }
+}
+
+/// The folder of a table on this machine, if it is not there.
+fn missing_folder(definition: &TableDefinition) -> Option<String> {
+    let folder = Location::parse(&definition.location).ok()?.local?;
+    (!folder.exists()).then(|| folder.display().to_string())
 }
 
 #[async_trait]

@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use datafusion::common::TableReference;
 use datafusion::prelude::SessionContext;
 
+use crate::sql::explain::plain;
 use crate::{Error, Result};
 
 /// Names that completion knows at most; a catalog with more is not walked further.
@@ -20,7 +21,7 @@ pub async fn tables(context: &SessionContext) -> Result<RecordBatch> {
         let reference = TableReference::partial(schema.as_str(), table.as_str());
         let kind = match context.table_provider(reference).await {
             Ok(provider) => format!("{:?}", provider.table_type()).to_lowercase(),
-            Err(error) => format!("not readable: {}", error.strip_backtrace()),
+            Err(error) => format!("not readable: {}", plain(&error)),
         };
         schemas.push(schema);
         names.push(table);
@@ -35,7 +36,7 @@ pub async fn tables(context: &SessionContext) -> Result<RecordBatch> {
 /// There is no such table.
 pub async fn columns(context: &SessionContext, table: &str) -> Result<RecordBatch> {
     let provider = context.table_provider(TableReference::parse_str(table)).await.map_err(|cause| {
-        Error::user(format!("there is no table {table}")).cause(cause.strip_backtrace()).hint("\\d lists the tables")
+        Error::user(format!("there is no table {table}")).cause(plain(&cause)).hint("\\d lists the tables")
     })?;
     let schema = provider.schema();
     let fields = || schema.fields().iter();

@@ -17,7 +17,10 @@ use futures::StreamExt;
 
 use super::gate::read_only;
 use super::output::{Format, Written, write_batches};
-use crate::sql::{Files, explain};
+use crate::sql::explain::plain;
+use crate::sql::syntax::{hinted, unreadable};
+use crate::sql::text::tokenize;
+use crate::sql::{Files, Place, explain};
 use crate::{Error, Result};
 
 /// Record batches that wait to be printed.
@@ -54,9 +57,12 @@ pub async fn execute(
             return Err(error);
         }
     }
-    for statement in statements {
+    let places = files.statements(0);
+    for (number, statement) in statements.into_iter().enumerate() {
         let begin = Instant::now();
-        let written = run(context, &files, statement, settings, out).await?;
+        let place = places.get(number).copied().unwrap_or_else(|| files.place(0, 0..0));
+        let text = Text { files: &files, place };
+        let written = run(context, text, statement, settings, out).await?;
         if written.closed {
             return Ok(true);
         }
@@ -92,22 +98,46 @@ fn parse(context: &SessionContext, files: &Files, sql: &str) -> Result<Vec<State
         .and_then(|mut parser| parser.parse_statements());
     match parsed {
         Ok(statements) => Ok(statements.into()),
-        Err(error) => Err(explained(context, files, &error)),
+        Err(error) => {
+            let (tokens, ended) = tokenize(sql);
+            let tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
+            let explained = explained(context, Text { files, place: files.place(0, 0..0) }, &error);
+            Err(match ended {
+                Some(ended) => explained.with_hint(unreadable(&ended, &tokens).1),
+                None => hinted(files, explained, &tokens, &error),
+            })
+        }
     }
 }
 
-/// At the place in the text that the error names; else at its beginning.
-fn explained(context: &SessionContext, files: &Files, error: &DataFusionError) -> Error {
-    let begin = files.place(0, 0..0);
-    Error::all(explain(files, error, &begin, Some(&context.state())))
-        .unwrap_or_else(|| Error::user("the statement cannot be planned").cause(error))
+/// What a statement was read from, and where it begins there.
+#[derive(Clone, Copy)]
+struct Text<'f> {
+    files: &'f Files,
+    place: Place,
+}
+
+/// At the place in the text that the error names; else at the statement's beginning.
+fn explained(context: &SessionContext, text: Text, error: &DataFusionError) -> Error {
+    Error::all(explain(text.files, error, &text.place, Some(&context.state())))
+        .unwrap_or_else(|| Error::user("the statement cannot be planned").cause(plain(error)))
+}
+
+/// Of a query whose physical plan is made: what is wrong with its text is told as such.
+fn unplanned(context: &SessionContext, text: Text, error: DataFusionError) -> Error {
+    match error.find_root() {
+        DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::NotImplemented(_) => {
+            explained(context, text, &error)
+        }
+        _ => failed(error),
+    }
 }
 
 /// Of a query that runs: our own error, if that is what stopped it.
 pub(super) fn failed(error: DataFusionError) -> Error {
     match own(error) {
         Ok(error) => error,
-        Err(error) => Error::user("the query failed").cause(error.strip_backtrace()),
+        Err(error) => Error::user("the query failed").cause(plain(&error)),
     }
 }
 
@@ -123,20 +153,21 @@ fn own(error: DataFusionError) -> Result<Error, DataFusionError> {
 
 async fn run(
     context: &SessionContext,
-    files: &Files,
+    text: Text<'_>,
     statement: Statement,
     settings: Settings,
     out: &mut dyn Write,
 ) -> Result<Written> {
     let plan = context.state().statement_to_plan(statement).await;
-    let plan = plan.map_err(|error| explained(context, files, &error))?;
+    let plan = plan.map_err(|error| explained(context, text, &error))?;
     // EXPLAIN without ANALYZE shows the plan of any statement and runs none.
     if !settings.allow_writes && !matches!(plan, LogicalPlan::Explain(_)) {
         let verified = only_reads().verify_plan(&plan);
-        verified.map_err(|cause| Error::user("this session only reads").cause(cause.strip_backtrace()))?;
+        verified.map_err(|cause| Error::user("this session only reads").cause(plain(&cause)))?;
     }
-    let rows = context.execute_logical_plan(plan).await.map_err(failed)?;
-    let stream = rows.execute_stream().await.map_err(failed)?;
+    let unplanned = |error| unplanned(context, text, error);
+    let rows = context.execute_logical_plan(plan).await.map_err(unplanned)?;
+    let stream = rows.execute_stream().await.map_err(unplanned)?;
     write_batches(out, on_a_task(stream), settings.format, settings.rows_max).await
 }
 
@@ -187,10 +218,34 @@ mod tests {
         let context = SessionContext::new();
         assert_eq!(run(&context, "SELECT 1 AS a; SELECT 2 AS b;", READS).await.unwrap(), "a\n1\nb\n2\n");
         assert_eq!(run(&context, " ; -- nothing\n", READS).await.unwrap(), "");
-        assert!(run(&context, "SELECT 1 AS a; SELEKT", READS).await.is_err());
+        let error = run(&context, "SELECT 1 AS a; SELEKT 1", READS).await.unwrap_err().to_string();
+        assert!(error.contains("-c:1:16") && error.contains("hint: did you mean SELECT?"), "{error}");
+        let error = run(&context, "SELECT 'a", READS).await.unwrap_err().to_string();
+        assert!(error.contains("-c:1:8") && error.contains("hint: close it with '"), "{error}");
         let error = run(&context, "SELECT * FROM missing", READS).await.unwrap_err();
         assert_eq!(error.fault(), crate::Fault::User);
         assert!(error.to_string().contains("-c:1:15"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_found_late_is_told_at_its_place_too() {
+        let settings = crate::sql::settings::defaults().unwrap();
+        let values = crate::sql::functions::BatchValues::Fixed { watermark: None };
+        let context = crate::sql::session::session(Default::default(), &settings, values).unwrap();
+        let views = "CREATE TABLE t AS SELECT TIMESTAMP '2026-01-01' AS at;
+            CREATE VIEW w AS SELECT window_start, count(*) AS n FROM TUMBLE(t, at, INTERVAL '1 minute')
+            GROUP BY window_start, window_end";
+        run(&context, views, Settings { allow_writes: true, ..READS }).await.unwrap();
+        let error = run(&context, "SELECT 1;\nSELECT * FROM LATE(w)", READS).await.unwrap_err();
+        insta::assert_snapshot!(error.to_string(), @r"
+        'LATE' has a meaning only inside a pipeline
+          -c:2:15
+           2 | SELECT * FROM LATE(w)
+             |               ^^^^
+        hint: read it in an INSERT INTO … SELECT of the files
+        ");
+        let error = run(&context, "SELECT at FROM t;\nSELECT upper(at, 1) FROM t", READS).await.unwrap_err();
+        assert!(error.to_string().contains("-c:2:8"), "{error}");
     }
 
     #[tokio::test]

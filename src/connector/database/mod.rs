@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BoundedTable, OptionDoc, OptionReader, Sink, TableDefinition, redact};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 pub mod migrate;
 pub mod postgres;
@@ -153,7 +153,8 @@ impl DatabaseTable {
 fn place(definition: &TableDefinition) -> Result<Place> {
     let location = definition.location.trim();
     if location.starts_with("postgres://") || location.starts_with("postgresql://") {
-        return Ok(Place::Postgres(Box::new(Address::parse(location).map_err(|e| e.at(definition.place.clone()))?)));
+        let wrong = |e: Error| e.at(definition.place.clone()).about(Part::Location);
+        return Ok(Place::Postgres(Box::new(Address::parse(location).map_err(wrong)?)));
     }
     if let Some(path) = location.strip_prefix("sqlite:") {
         let path = path.strip_prefix("//").unwrap_or(path);
@@ -164,7 +165,7 @@ fn place(definition: &TableDefinition) -> Result<Place> {
     let message =
         format!("location {:?} of table {} is not the address of a database", redact(location), definition.name);
     let hint = "write 'postgres://user:password@host:5432/database' or 'sqlite:path/to/file.db'";
-    Err(Error::user(message).at(definition.place.clone()).hint(hint))
+    Err(Error::user(message).at(definition.place.clone()).about(Part::Location).hint(hint))
 }
 
 /// The table as DataFusion reads it; see [`DatabaseTable::provider`].
@@ -191,7 +192,7 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
             let message = format!("tables {} and {} name one database by two locations", one.name, two.name);
             let hint = "write the same LOCATION in both: the rows of a batch go into one transaction; \
                         another schema is chosen by OPTIONS ('table' 'schema.name')";
-            return Err(Error::user(message).at(two.place.clone()).hint(hint));
+            return Err(Error::user(message).at(two.place.clone()).about(Part::Location).hint(hint));
         }
         database.push(table);
     }

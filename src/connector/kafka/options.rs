@@ -15,7 +15,7 @@ use rdkafka::error::KafkaError;
 
 use super::client::Context;
 use crate::connector::{OptionDoc, OptionReader, StartingOffsets, TableDefinition};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// Of `STORED AS KAFKA`.
 pub const OPTIONS: &[OptionDoc] = &[
@@ -161,6 +161,7 @@ impl KafkaTable {
         {
             return Err(Error::user(format!("LOCATION {topic:?} of table {} is not a topic's name", definition.name))
                 .at(definition.place.clone())
+                .about(Part::Location)
                 .hint("up to 249 letters, digits, '.', '_' and '-', for example LOCATION 'user_events'"));
         }
         let mut options = OptionReader::new(&definition, OPTIONS);
@@ -226,16 +227,14 @@ impl KafkaTable {
             let metadata = MetadataColumn::of(field.name());
             if let Some(column) = metadata.filter(|column| !column.fits(field.data_type())) {
                 let message = format!("metadata column {} of table {} has the wrong type", column.name(), table.name);
-                errors.push(Error::user(message).at(table.place.clone()).hint(format!(
-                    "declare it as {} {}",
-                    column.name(),
-                    column.sql_type()
-                )));
+                let error = Error::user(message).at(table.place.clone()).about(Part::Type(field.name().clone()));
+                errors.push(error.hint(format!("declare it as {} {}", column.name(), column.sql_type())));
             } else if !field.is_nullable() {
                 let message = format!("column {} of table {} is NOT NULL", field.name(), table.name);
                 errors.push(
                     Error::user(message)
                         .at(table.place.clone())
+                        .about(Part::Type(field.name().clone()))
                         .hint("a record that does not decode is a row of NULLs: leave NOT NULL out, and check in SQL"),
                 );
             }
@@ -262,8 +261,10 @@ impl KafkaTable {
     /// An error of making a client, without the value of any property.
     pub fn config_error(&self, error: &KafkaError) -> Error {
         let table = &self.definition;
+        let mut about = "brokers".to_string();
         let (message, cause) = match error {
             KafkaError::ClientConfig(_, reason, name, value) => {
+                about = format!("kafka.{name}");
                 let reason = if value.is_empty() { reason.clone() } else { reason.replace(value.as_str(), "***") };
                 (format!("option 'kafka.{name}' of table {} is not accepted by librdkafka", table.name), reason)
             }
@@ -279,6 +280,7 @@ impl KafkaTable {
         };
         Error::user(message)
             .at(table.place.clone())
+            .about(Part::OptionValue(about))
             .cause(cause)
             .hint("properties are listed in librdkafka's CONFIGURATION.md")
     }

@@ -25,7 +25,7 @@ use parquet::basic::{Compression, ZstdLevel};
 
 use super::{OptionDoc, OptionReader, TableDefinition, nullable, redact};
 use crate::checkpoint::Location;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 pub use reader::{ParquetTable, Visible, provider};
 pub use sink::ParquetSink;
@@ -65,7 +65,11 @@ impl Table {
         let rows = options.number("max_rows_per_row_group", ROWS_PER_ROW_GROUP)?;
         let rows_per_row_group = match usize::try_from(rows) {
             Ok(rows) if rows > 0 => rows,
-            _ => return Err(options.error("max_rows_per_row_group", "is not a usable number of rows")),
+            _ => {
+                return Err(options
+                    .error("max_rows_per_row_group", "is not a usable number of rows")
+                    .hint("for example '100_000'"));
+            }
         };
         options.finish()?;
 
@@ -87,6 +91,7 @@ impl Table {
             let column = schema.field(index);
             if !partition::can_partition(column.data_type()) {
                 return Err(wrong(format!("table {} cannot be partitioned by {name:?}", definition.name))
+                    .about(Part::Type(name.clone()))
                     .cause(format!("its type is {}", column.data_type()))
                     .hint("partition by a date, a string, an integer, a decimal, a boolean or a timestamp"));
             }
@@ -96,7 +101,8 @@ impl Table {
         if file_columns.is_empty() {
             return Err(wrong(format!("table {} has no column but those it is partitioned by", definition.name)));
         }
-        let location = Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()))?;
+        let location =
+            Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()).about(Part::Location))?;
         let table = Self {
             definition: Arc::clone(definition),
             location,

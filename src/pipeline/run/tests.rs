@@ -8,6 +8,8 @@ mod late;
 
 mod oracle;
 
+mod places;
+
 mod property;
 
 mod refused;

@@ -81,14 +81,14 @@ async fn near_misses_become_hints() {
         "CREATE VIEW v AS SELECT e.user_idd FROM events e",
         "INSERT INTO events (usr_id) SELECT 1",
     ]);
-    insta::assert_snapshot!(shown.await, @r#"
+    insta::assert_snapshot!(shown.await, @r"
     1:32 table 'evnts' not found | did you mean events?
     1:32 table 'kafka.events' not found |
     1:25 invalid function 'cuont' | did you mean count?
     1:25 invalid function 'something_else' |
     1:25 column 'user_idd' not found in 'e' | did you mean e.user_id?
-    1:1 no field named usr_id | did you mean 'user_id'? Valid fields are window_start, user_id, name
-    "#);
+    1:21 column 'usr_id' not found | did you mean 'user_id'? Valid fields are window_start, user_id, name
+    ");
 }
 
 #[tokio::test]
@@ -107,20 +107,80 @@ async fn errors_of_every_kind_are_shown() {
         "INSERT INTO events (user_id) SELECT CAST('x' AS INT) FROM events",
         "CREATE VIEW v AS\n SELECT nested.field.x FROM events",
     ]);
-    insta::assert_snapshot!(shown.await, @r#"
+    insta::assert_snapshot!(shown.await, @r"
     1:34 'events.name' must appear in GROUP BY clause because it's not an aggregate expression | either add 'events.name' to GROUP BY clause, or use an aggregate function like ANY_VALUE(events.name)
     1:18 UNION queries have different number of columns | SELECT 1 has 1 fields; SELECT 1, 2 has 2 fields
-    1:1 function 'upper' expects 1 arguments but received 2 | no function matches the given name and argument types 'upper(Int64, Int64)'. You might need to add explicit type casts. Candidate functions: upper(String)
+    1:25 function 'upper' expects 1 arguments but received 2 | no function matches the given name and argument types 'upper(Int64, Int64)'. You might need to add explicit type casts. Candidate functions: upper(String)
     1:25 expressions have incompatible types | user_id has type Int64; the other side has type Boolean
     1:86 column 'name' is ambiguous | did you mean a.name or b.name?
-    1:1 cannot create filter with non-boolean predicate 'events.name' returning Utf8View |
-    1:1 TIMESTAMP(9) is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6) |
+    1:45 cannot create filter with non-boolean predicate 'events.name' returning Utf8View |
+    1:38 type 'TIMESTAMP(9)' is finer than a microsecond | use TIMESTAMP or TIMESTAMP(6)
     1:1 column count doesn't match insert query |
-    1:1 projections require unique expression names but the expression "Int64(1) AS a" at position 0 and "Int64(2) AS a" at position 1 have the same name | consider aliasing ("AS") one of them
+    1:1 columns 1 and 2 of the SELECT have the same name, 'a' | name one of them with AS
     1:1 too many columns | select only one column in the subquery
-    1:1 cannot cast string 'x' to value of Int32 type |
+    1:42 cannot cast string 'x' to value of Int32 type |
     2:9 column 'x' not found in 'nested.field' |
-    "#);
+    ");
+}
+
+/// DataFusion wraps an error in what it was doing, by the names of its rules.
+#[tokio::test]
+async fn no_name_of_the_inside_gets_through() {
+    let context = context();
+    context.sql("CREATE TABLE events (user_id BIGINT, name VARCHAR)").await.unwrap();
+    let mut shown = vec![];
+    for sql in [
+        "SELECT * FROM events WHERE name",
+        "SELECT CAST('x' AS INT) FROM events",
+        "SELECT upper(1, 2) FROM events",
+        "SELECT user_id FROM events WHERE user_id IN (SELECT user_id, name FROM events)",
+        "SELECT sum(name) FROM events",
+        "SELECT 1 / 0",
+        "SELECT name + INTERVAL '1 day' FROM events",
+        "SELECT * FROM events LIMIT 'x'",
+        "SELECT CAST(name AS BIGNT) FROM events",
+        "SELECT *, name FROM events",
+        "SELECT * FROM TUMBEL(events, 1)",
+        "SELECT user_id FROM events a JOIN events b ON a.name = b.user_idd",
+    ] {
+        let planned = match context.sql(sql).await {
+            Ok(frame) => frame.collect().await.map(drop),
+            Err(error) => Err(error),
+        };
+        let error = planned.expect_err(sql);
+        let wrapped = error.context("type_coercion").context("Optimizer rule 'simplify_expressions' failed");
+        let whole = plain(&wrapped);
+        for inside in
+            ["rule", "type_coercion", "simplify", "caused by", "rror: ", "Error during planning", "datafusion"]
+        {
+            assert!(!whole.contains(inside), "{sql}: {whole}");
+        }
+        shown.push(whole);
+    }
+    insta::assert_snapshot!(shown.join("\n"), @r"
+    cannot create filter with non-boolean predicate 'events.name' returning Utf8View
+    cannot cast string 'x' to value of Int32 type
+    function 'upper' expects 1 arguments but received 2. No function matches the given name and argument types 'upper(Int64, Int64)'. You might need to add explicit type casts.
+    	Candidate functions:
+    	upper(String)
+    too many columns! The subquery should only return one column: events.user_id, events.name
+    function 'sum' failed to match any signature. No function matches the given name and argument types 'sum(Utf8View)'. You might need to add explicit type casts.
+    	Candidate functions:
+    	sum(Decimal)
+    	sum(UInt64)
+    	sum(Int64)
+    	sum(Float64)
+    	sum(Duration)
+    	sum(Interval)
+    divide by zero error
+    cannot coerce arithmetic expression Utf8View + Interval(MonthDayNano) to valid types
+    expected LIMIT to be an integer or null, but got Utf8
+    type 'BIGNT' is not supported. Did you mean BIGINT? There are: BIGINT, INT, INTEGER, SMALLINT, TINYINT, DOUBLE, REAL, DECIMAL, BOOLEAN, VARCHAR, TEXT, STRING, BYTEA, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, UUID, ARRAY, STRUCT
+    columns 2 and 3 of the SELECT have the same name, 'name'. Name one of them with AS
+    table function 'TUMBEL' not found. Did you mean TUMBLE?
+    column 'user_idd' not found. Did you mean 'b.user_id'?
+    Valid fields are a.user_id, a.name, b.user_id, b.name
+    ");
 }
 
 #[tokio::test]
@@ -149,4 +209,5 @@ fn the_nearest_is_near() {
     assert_eq!(nearest("triger", ["trigger", "name"]), Some("trigger"));
     assert_eq!(nearest("KAFKAA", ["KAFKA", "CSV"]), Some("KAFKA"));
     assert_eq!(nearest("entirely", ["trigger", "name"]), None);
+    assert_eq!(nearest("m", ["k", "n"]), None);
 }

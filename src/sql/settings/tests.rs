@@ -52,28 +52,28 @@ fn values_that_do_not_fit_are_all_reported_with_their_origin() {
     let error = resolve_with(source, &[("target_partitions", "0")], &[("PROCESSING_TRIGGER", "5")]).unwrap_err();
     insta::assert_snapshot!(error.to_string(), @r#"
     setting poundlock.triger does not exist
-      a.sql:3:1
+      a.sql:3:5
        3 | SET poundlock.triger = '1s';
-         | ^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    hint: did you mean poundlock.trigger?
+         |     ^^^^^^^^^^^^^^^^
+    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval
 
     error: setting trigger does not exist
-      a.sql:4:1
+      a.sql:4:5
        4 | SET trigger = '1s'
-         | ^^^^^^^^^^^^^^^^^^
-    hint: did you mean poundlock.trigger?
+         |     ^^^^^^^
+    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval
 
     error: setting poundlock.name is "a b", not a name of at most 64 letters, digits, '.', '_' and '-', beginning with a letter or digit
-      a.sql:2:1
+      a.sql:2:22
        2 | SET poundlock.name = 'a b';
-         | ^^^^^^^^^^^^^^^^^^^^^^^^^^
+         |                      ^^^^^
 
-    error: environment variable PROCESSING_TRIGGER is "5", not a duration such as '5 seconds' (1 ms to 1 day)
+    error: environment variable PROCESSING_TRIGGER is "5", not a positive duration such as 500ms or '5 seconds' (1 ms to 1 day)
 
     error: setting poundlock.memory is "5 bananas", not a size such as '64 MB' (16 MiB to 1024 TiB)
-      a.sql:1:1
+      a.sql:1:24
        1 | SET poundlock.memory = '5 bananas';
-         | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+         |                        ^^^^^^^^^^^
 
     error: flag --target-partitions is "0", not a whole number from 1 to 1024
     "#);
@@ -92,7 +92,7 @@ fn datafusion_keys_go_to_the_session() {
             .to_string()
             .contains("did you mean datafusion.execution.batch_size?")
     );
-    assert!(of("SET datafusion.execution.batch_size = many").unwrap_err().to_string().contains("a.sql:1:1"));
+    assert!(of("SET datafusion.execution.batch_size = many").unwrap_err().to_string().contains("a.sql:1:39"));
     for key in [
         "execution.target_partitions",
         "execution.time_zone",

@@ -116,6 +116,7 @@ fn all_errors_of_all_files_are_reported_at_once() {
       a.sql:1:18
        1 | CREATE VIEW v AS SELEC 1;
          |                  ^^^^^
+    hint: did you mean SELECT?
 
     error: expected identifier, found the end of the statement
       a.sql:2:31
@@ -132,6 +133,7 @@ fn all_errors_of_all_files_are_reported_at_once() {
       b.sql:2:8
        2 | SELECT 'open
          |        ^
+    hint: close it with '; a quote within it is written ''
 
     error: environment variable NONE is not set
       c.sql:1:12
@@ -143,6 +145,7 @@ fn all_errors_of_all_files_are_reported_at_once() {
       c.sql:3:14
        3 |   SELECT a b c FROM v;
          |              ^
+    hint: is a comma missing before c?
     ");
 }
 
@@ -159,6 +162,22 @@ fn a_name_is_defined_once() {
 }
 
 #[test]
+fn a_misspelled_word_is_shown_where_it_is_and_not_where_the_parser_stopped() {
+    insta::assert_snapshot!(errors("CREATE VIEW v AS SELECT a\n  FROM t WHRE a = 1"), @r"
+    expected end of statement, found a
+      a.sql:2:10
+       2 |   FROM t WHRE a = 1
+         |          ^^^^
+    hint: did you mean WHERE?
+    ");
+    let files = Files::from_stored(vec![("a.sql".into(), "CREATE VIEW v AS SELECT a b '${file:/s}'".into())], &|_| {
+        Ok(Some("hunter22".into()))
+    });
+    let shown = parse(&files).errors.remove(0).1.to_string();
+    assert!(shown.contains("hint: is a comma missing before '${file:/s}'?") && !shown.contains("hunter22"), "{shown}");
+}
+
+#[test]
 fn missing_clauses_are_shown_at_the_statement() {
     let shown = errors("SET a.b = 1;\nCREATE EXTERNAL TABLE t (a INT)\n LOCATION 'x'");
     insta::assert_snapshot!(shown, @r"
@@ -166,6 +185,7 @@ fn missing_clauses_are_shown_at_the_statement() {
       a.sql:2:1
        2 | CREATE EXTERNAL TABLE t (a INT)
          | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    hint: add STORED AS KAFKA, DATABASE, PARQUET, CSV or JSON
     ");
 }
 

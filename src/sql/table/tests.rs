@@ -110,10 +110,11 @@ fn all_that_is_wrong_is_shown_at_its_column() {
     )
     .unwrap_err();
     insta::assert_snapshot!(error.to_string(), @r"
-    TIMESTAMP(9) is finer than a microsecond, use TIMESTAMP or TIMESTAMP(6)
-      a.sql:2:3
+    type 'TIMESTAMP(9)' is finer than a microsecond
+      a.sql:2:5
        2 |   a TIMESTAMP(9),
-         |   ^
+         |     ^^^^^^^^^
+    hint: use TIMESTAMP or TIMESTAMP(6)
 
     error: a column has a name, a type, perhaps NOT NULL or PRIMARY KEY, but not CHECK (b > 'x')
       a.sql:3:3
@@ -125,5 +126,6 @@ fn all_that_is_wrong_is_shown_at_its_column() {
       a.sql:4:3
        4 |   b INT
          |   ^
+    hint: leave one of them out
     ");
 }

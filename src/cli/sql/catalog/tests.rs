@@ -134,6 +134,29 @@ async fn what_is_wrong_or_down_is_the_trouble_of_those_who_query_it() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_not_there_is_named_whole() {
+    let world = World::new();
+    let definition = |location: String| TableDefinition {
+        name: "lake.events".into(),
+        schema: arrow::datatypes::Schema::empty().into(),
+        primary_key: vec![],
+        unbounded: false,
+        stored_as: "PARQUET".into(),
+        location,
+        partition_columns: vec![],
+        options: BTreeMap::new(),
+        place: String::new(),
+    };
+    let missing = missing_folder(&definition("no/such/lake".into())).unwrap();
+    assert_eq!(Path::new(&missing), std::env::current_dir().unwrap().canonicalize().unwrap().join("no/such/lake"));
+    assert_eq!(missing_folder(&definition(world.folder.path().display().to_string())), None);
+    assert_eq!(missing_folder(&definition("memory://x".into())), None);
+    let table = world.open().await.context.table_provider("lake.events").await.unwrap();
+    let declared = table.downcast_ref::<DeclaredTable>().unwrap();
+    assert_eq!(declared.location, "'${DIR}/lake/events'");
+}
+
+#[tokio::test]
 async fn declared_tables_are_not_written() {
     let world = World::new();
     let catalog = world.open().await;

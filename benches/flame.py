@@ -21,15 +21,16 @@ def main(case):
     if case not in CASES:
         raise SystemExit(f"error: no case {case}; there are: {' '.join(CASES)}")
     bench = prepare()
-    bench.perf = bench.work / f"flame-{case}.perf"
+    recording = bench.work / f"flame-{case}.perf"
+    bench.wrap = ["perf", "record", "-q", "-F", "199", "--call-graph", "dwarf,16384", "-o", str(recording), "--"]
     CASES[case](bench)
-    stacks = fold(bench.perf)
+    stacks = fold(recording)
     # For other tools: one line a stack, frames by ';', then its samples.
     folded = bench.work / f"flame-{case}.folded"
     folded.write_text("".join(f"{';'.join(stack)} {samples}\n" for stack, samples in stacks.items()))
     svg = bench.work / f"flame-{case}.svg"
     svg.write_text(draw(stacks, f"poundlock, case {case}: share of CPU time by stack"))
-    bench.perf.unlink()
+    recording.unlink()
     costliest(stacks)
     say(f"\n{svg}")
     print(svg)

@@ -44,9 +44,8 @@ def throughput(keep=(), tumble=False, floor=None):
 def start(bench, trial, queries, topic, *flags):
     """`poundlock run`, with its log as JSON: a line when it has started, and one a batch."""
     command = [bench.poundlock, "run", str(queries), "--name", trial.id, "--log-format", "json", *flags, *bench.arguments]
-    if bench.perf:
-        command = ["perf", "record", "-q", "-F", "199", "--call-graph", "dwarf,16384", "-o", str(bench.perf), "--", *command]
-    return Run(command, trial.log, trial.environment(topic), bench.servers.pids)
+    # Under another program, which ends by the signal that ended ours.
+    return Run([*bench.wrap, *command], trial.log, trial.environment(topic), bench.servers.pids, (0, -15) if bench.wrap else (0,))
 
 
 def lines(said, message):

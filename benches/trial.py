@@ -2,7 +2,7 @@
 import itertools
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from servers import ROOT, USERS, Servers
@@ -26,7 +26,7 @@ class Bench:
     arguments: list  # more flags for `poundlock run`
     seconds: int  # of a case at a steady rate
     rate: int  # events per second of the latency cases
-    perf: Path = None  # a recording is made into this file
+    wrap: list = field(default_factory=list)  # `poundlock run` is run under this: perf, valgrind
 
     def trial(self, name, users=USERS, id=None):
         return Trial(self, name, users, id or f"{name}-{os.getpid()}-{next(numbers)}")

@@ -36,6 +36,7 @@ pub(super) async fn finish_old(
     text: &str,
     checkpoint: &Checkpoint,
     new: &Program,
+    take_over: bool,
     lookup: Lookup<'_>,
 ) -> Result<()> {
     let Some(plan) = recovery.pending.first().filter(|plan| plan.program != text).cloned() else { return Ok(()) };
@@ -45,7 +46,7 @@ pub(super) async fn finish_old(
     })?;
     let is_target = |table: &Arc<TableDefinition>| program.targets.contains(&table.name);
     program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !is_target(table)));
-    let mut sinks = open_sinks(&program, checkpoint, false).await?;
+    let mut sinks = open_sinks(&program, checkpoint, take_over).await?;
     fits(&sinks, recovery)?;
     let holding = holding(&plan, &program, &mut sinks).await?;
     if holding.is_empty() {

@@ -3,13 +3,16 @@
 //! A physical plan has no placeholders. Where the logical one has a value of the batch (its moment, a watermark), the
 //! kept one has a function without arguments that reads it from a [`Cell`]; the cell is filled before each run. It is
 //! `Volatile`, so that no rule folds it into the plan.
+//!
+//! Some expressions are computed while the plan is made, or ask for literals: lists behind IN, VALUES, arguments of
+//! aggregates and of functions over windows. A plan with a value of the batch there is made anew for each, with literals.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::datatypes::DataType;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{ScalarValue, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
@@ -38,9 +41,9 @@ pub(super) struct Of {
 pub(super) struct Plans(Mutex<BTreeMap<Of, Kept>>);
 
 #[derive(Debug, Clone)]
-struct Kept {
-    plan: Arc<dyn ExecutionPlan>,
-    values: Arc<Cell>,
+enum Kept {
+    Plan { plan: Arc<dyn ExecutionPlan>, values: Arc<Cell> },
+    OfEachBatch,
 }
 
 impl Plans {
@@ -57,15 +60,23 @@ impl Plans {
         state: &SessionState,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let kept = lock(&self.0).get(&of).cloned();
-        if let Some(kept) = kept {
-            kept.values.fill(params);
-            return reset_plan_states(kept.plan);
+        match kept {
+            Some(Kept::Plan { plan, values }) => {
+                values.fill(params);
+                return reset_plan_states(plan);
+            }
+            None if can_be_kept(plan)? => {}
+            Some(Kept::OfEachBatch) | None => {
+                lock(&self.0).insert(of, Kept::OfEachBatch);
+                let bound = plan.clone().with_param_values(params)?;
+                return state.query_planner().create_physical_plan(&bound, state).await;
+            }
         }
         let values = Arc::new(Cell::default());
         values.fill(params);
         let bound = bind(plan.clone(), &values)?;
         let plan = state.query_planner().create_physical_plan(&bound, state).await?;
-        lock(&self.0).insert(of, Kept { plan: Arc::clone(&plan), values });
+        lock(&self.0).insert(of, Kept::Plan { plan: Arc::clone(&plan), values });
         Ok(plan)
     }
 }
@@ -86,6 +97,33 @@ impl Cell {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether all values of the batch stand where they are asked for row by row.
+fn can_be_kept(plan: &LogicalPlan) -> Result<bool> {
+    let mut can = true;
+    plan.apply_with_subqueries(|node| {
+        let row_by_row = matches!(node, LogicalPlan::Filter(_) | LogicalPlan::Projection(_) | LogicalPlan::Join(_));
+        node.apply_expressions(|expr| {
+            can &= !has_placeholder(expr)? || (row_by_row && !asks_for_literals(expr)?);
+            Ok(if can { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+        })
+    })?;
+    Ok(can)
+}
+
+fn has_placeholder(expr: &Expr) -> Result<bool> {
+    expr.exists(|expr| Ok(matches!(expr, Expr::Placeholder(_))))
+}
+
+/// Whether a placeholder stands below something that is not asked row by row.
+fn asks_for_literals(expr: &Expr) -> Result<bool> {
+    expr.exists(|expr| match expr {
+        Expr::InList(_) | Expr::WindowFunction(_) | Expr::AggregateFunction(_) | Expr::Like(_) | Expr::SimilarTo(_) => {
+            has_placeholder(expr)
+        }
+        _ => Ok(false),
+    })
 }
 
 /// The plan with [`ValueOfBatch`] in the place of each placeholder.

@@ -77,7 +77,7 @@ impl Pipeline {
         let text = stored_text(&program.files)?;
         let text = checkpoint.put_blob(Blob::Program, text).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
-        finish_old(&mut recovery, &text, &checkpoint, &program, lookup).await?;
+        finish_old(&mut recovery, &text, &checkpoint, &program, begin.take_over, lookup).await?;
         prepare(&program).await?;
         let mut sinks = open_sinks(&program, &checkpoint, begin.take_over).await?;
         fits(&sinks, &recovery)?;

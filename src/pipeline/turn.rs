@@ -106,10 +106,11 @@ impl Pipeline {
         loop {
             let waiting = Instant::now();
             tokio::select! {
+                biased; // under a backlog there is always a full batch: whoever stops it must not have to be lucky
                 () = stop.cancelled() => break,
-                _ = ticks.tick() => {}
-                () = self.filled() => ticks.reset(),
                 done = settled(ahead) => { self.finish(done?, observer).await?; continue }
+                () = self.filled() => ticks.reset(),
+                _ = ticks.tick() => {}
             }
             let cuts = self.cut().await?;
             point!("turn::after_cut");

@@ -102,7 +102,8 @@ fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, state: 
         Some(diagnostic) => (diagnostic.message.clone(), place(files, diagnostic.span), hint(files, diagnostic, state)),
         None => (text(error), None, None),
     };
-    let (message, position) = without_marks(&message);
+    // Before anything is cut: a part of a secret is not found.
+    let (message, position) = without_marks(&files.hide(&message));
     let place = place.or_else(|| files.place_of_token(position?));
     let (message, rest) = first_sentence(&polish(&message));
     let place = place.or_else(|| place_of_quoted(files, fallback, &message)).unwrap_or(*fallback);

@@ -94,7 +94,7 @@ fn name_apart(body: &mut SetExpr) {
                     other => other.to_string().to_lowercase(),
                 };
                 if !names.insert(name.clone()) {
-                    let alias = Ident::with_quote('"', format!("{name} ({})", position + 1));
+                    let alias = Ident::with_quote('"', format!("column {}", position + 1));
                     *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
                 }
             }
@@ -275,13 +275,13 @@ mod tests {
     fn columns_of_one_name_are_named_apart() {
         for (sql, expected) in [
             ("SELECT a, b FROM s", "SELECT a, b FROM s"),
-            ("SELECT a, a FROM s ORDER BY a", "SELECT a, a AS \"a (2)\" FROM s ORDER BY a"),
-            ("SELECT a + 1, s.b, A + 1 FROM s", "SELECT a + 1, s.b, A + 1 AS \"a + 1 (3)\" FROM s"),
-            ("SELECT s.a, 1 AS a FROM s", "SELECT s.a AS \"a (1)\", 1 AS a FROM s"),
+            ("SELECT a, a FROM s ORDER BY a", "SELECT a, a AS \"column 2\" FROM s ORDER BY a"),
+            ("SELECT a + 1, s.b, A + 1 FROM s", "SELECT a + 1, s.b, A + 1 AS \"column 3\" FROM s"),
+            ("SELECT s.a, 1 AS a FROM s", "SELECT s.a AS \"column 1\", 1 AS a FROM s"),
             ("SELECT 1 AS a, 2 AS a", "SELECT 1 AS a, 2 AS a"),
             (
                 "SELECT a, a FROM s UNION ALL (SELECT 1, 1)",
-                "SELECT a, a AS \"a (2)\" FROM s UNION ALL (SELECT 1, 1 AS \"1 (2)\")",
+                "SELECT a, a AS \"column 2\" FROM s UNION ALL (SELECT 1, 1 AS \"column 2\")",
             ),
         ] {
             assert_eq!(query(sql), expected, "{sql}");

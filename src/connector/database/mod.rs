@@ -66,7 +66,8 @@ pub const OPTIONS: &[OptionDoc] = &[
         "transaction",
         "`shared` (default): the rows of a batch are committed together with those of the other tables of the database; `own`: in \
          a transaction beside it, over a second connection, so that the server works on both at once and neither waits for the \
-         other. Exactly once either way. SQLite, with its one writer, always shares",
+         other. Exactly once either way. Not for a table whose foreign key refers to rows of the same batch in another, or is referred to. \
+         SQLite, with its one writer, always shares",
     ),
     ("connect_timeout", "default 10 seconds"),
     (
@@ -198,6 +199,16 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
     }
     let mut groups: BTreeMap<String, Vec<DatabaseTable>> = BTreeMap::new();
     for (name, tables) in databases {
+        let twice = |table: &&DatabaseTable| {
+            table.has_own_transaction() && tables.iter().filter(|other| other.target == table.target).count() > 1
+        };
+        if let Some(table) = tables.iter().find(twice) {
+            let error =
+                format!("table {} of the database is declared twice and has its own transactions", table.target_name());
+            let error =
+                Error::user(error).at(table.definition.place.clone()).about(Part::OptionValue("transaction".into()));
+            return Err(error.hint("let it share, so that the order of the INSERTs is kept"));
+        }
         for table in tables {
             let own = table.has_own_transaction().then(|| file_name(&format!("{name}-{}", table.definition.name)));
             groups.entry(own.unwrap_or_else(|| name.clone())).or_default().push(table);

@@ -158,10 +158,23 @@ pub(super) async fn contract(location: &str) {
     assert_eq!(error.fault(), crate::Fault::User);
     assert!(second.write(&batch(1)).await.unwrap().already, "a start that was refused fences nobody");
     assert_eq!(third.open(&Identity { takes_over: true, ..stranger.clone() }).await.unwrap(), None);
+    third.write(&batch(0)).await.unwrap();
     let error = refused_until_fenced(second.as_mut(), &batch(4)).await;
     assert!(error.message().contains("fenced by epoch 3"), "{error}");
     assert!(sinks(&tables).unwrap().pop().unwrap().open(&identity(3)).await.is_err());
-    assert_eq!(third.open(&Identity { epoch: 2, ..stranger }).await.unwrap(), None);
+    assert_eq!(third.open(&Identity { epoch: 2, ..stranger.clone() }).await.unwrap(), Some(0));
+    // Back to the first, at once: it has the name again, and the other one is out and has to be told.
+    let mut back = sinks(&tables).unwrap().pop().unwrap();
+    assert_eq!(back.open(&Identity { takes_over: true, ..identity(3) }).await.unwrap(), Some(3));
+    let error = refused_until_fenced(third.as_mut(), &batch(1)).await;
+    assert!(error.message().contains("fenced"), "{error}");
+    assert!(sinks(&tables).unwrap().pop().unwrap().open(&Identity { epoch: 3, ..stranger.clone() }).await.is_err());
+    assert!(back.write(&batch(1)).await.unwrap().already);
+    // One that has written nothing is no loss.
+    let mut empty = sinks(&tables).unwrap().pop().unwrap();
+    let unwritten = Identity { name: "unwritten".into(), uuid: Uuid::from_u128(9), ..identity(1) };
+    empty.open(&unwritten).await.unwrap();
+    empty.open(&Identity { uuid: Uuid::from_u128(10), ..unwritten }).await.unwrap();
 }
 
 /// The error of a write, once trouble that passes (a connection that the takeover ended) has passed.

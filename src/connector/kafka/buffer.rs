@@ -52,8 +52,6 @@ pub struct Buffer {
     /// Rows and bytes of payload that wait.
     pub rows: usize,
     pub bytes: usize,
-    /// Bytes of memory that finished chunks hold, about.
-    chunk_memory: usize,
     limit: usize,
     /// Ranges that an exact cut waits for.
     pub target: Option<Ranges>,
@@ -73,7 +71,6 @@ impl Buffer {
             partitions: BTreeMap::new(),
             rows: 0,
             bytes: 0,
-            chunk_memory: 0,
             limit,
             target: None,
             losses: vec![],
@@ -112,7 +109,6 @@ impl Buffer {
         self.bytes += state.packer.bytes() - bytes;
         if state.packer.is_full() {
             let slot = state.packer.finish();
-            self.chunk_memory += slot.memory;
             if let Some(packed) = &self.packed {
                 // Without a thread that listens, the cut decodes it.
                 drop(packed.send(Arc::clone(&slot)));
@@ -141,9 +137,14 @@ impl Buffer {
         }
     }
 
+    fn memory(&self) -> usize {
+        let of =
+            |state: &Partition| state.packer.memory() + state.chunks.iter().map(|slot| slot.memory()).sum::<usize>();
+        self.partitions.values().map(of).sum()
+    }
+
     pub fn is_full(&self) -> bool {
-        let building: usize = self.partitions.values().map(|state| state.packer.memory()).sum();
-        self.chunk_memory + building >= self.limit
+        self.memory() >= self.limit
     }
 
     /// The first error counts: later ones follow from it.
@@ -219,10 +220,7 @@ impl Buffer {
     fn pop(&mut self, partition: i32) -> Option<Arc<Slot>> {
         let state = self.partitions.get_mut(&partition)?;
         let slot = match state.chunks.pop_front() {
-            Some(slot) => {
-                self.chunk_memory -= slot.memory;
-                slot
-            }
+            Some(slot) => slot,
             None if state.packer.len() > 0 => state.packer.finish(),
             None => return None,
         };

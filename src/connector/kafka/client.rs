@@ -180,7 +180,9 @@ impl ClientContext for Context {
         // librdkafka adds in parentheses how often and in what state; the first part says what happened.
         let reason = reason.split(" (after ").next().unwrap_or(reason);
         if code != RDKafkaErrorCode::AllBrokersDown {
-            *lock(&self.trouble) = Some((code, reason.to_string()));
+            // Of a connection that TLS ended librdkafka tells now as TLS's error, now as one of transport.
+            let told = if reason.contains("SSL routines") { RDKafkaErrorCode::SSL } else { code };
+            *lock(&self.trouble) = Some((told, reason.to_string()));
         }
         if is_connection(code) || !self.presence.is_up() {
             // Who waits for the brokers tells it: a start, a write, or the statistics.

@@ -15,7 +15,7 @@ pub struct Marker {
     /// The newest batch that is in.
     pub batch: Option<u64>,
     pub epoch: u64,
-    /// The checkpoint that has left a marker by this name, while we have none.
+    /// Another checkpoint that has written by this name: at a topic of ours after us, or anywhere while we have not.
     pub other: Option<String>,
 }
 
@@ -37,7 +37,7 @@ pub fn read_marker(
     let found = consumer.committed_offsets(asked, left(deadline))?;
     let ours = identity.uuid.to_string();
     let mut newest = Marker::default();
-    let mut is_known = false;
+    let (mut is_known, mut is_passed) = (false, false);
     for element in found.elements() {
         // First: an offset that could not be read is no offset, not none.
         if let Err(error) = element.error() {
@@ -54,11 +54,16 @@ pub fn read_marker(
                 newest.batch = newest.batch.max(marker.batch);
                 newest.epoch = newest.epoch.max(marker.epoch);
             }
-            Some((uuid, _)) => newest.other = Some(uuid.to_string()),
+            // At a topic of ours, it has written after us.
+            Some((uuid, Marker { batch: Some(_), .. })) => {
+                is_passed |= own.iter().any(|topic| topic == element.topic());
+                newest.other = Some(uuid.to_string());
+            }
+            Some(_) => {}
             None => tracing::info!(topic = element.topic(), "an offset that is no marker of ours is passed over"),
         }
     }
-    newest.other = newest.other.filter(|_| !is_known);
+    newest.other = newest.other.filter(|_| !is_known || is_passed);
     Ok(newest)
 }
 

@@ -10,6 +10,7 @@
 //! A chunk ends at [`CHUNK_ROWS`] rows or [`CHUNK_BYTES`] of payload, both counted from where the last one ended: the
 //! same range of offsets is always cut into the same chunks, so that a replay computes the same bytes.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{
@@ -32,6 +33,19 @@ pub const CHUNK_ROWS: usize = 8_192;
 /// Bounds a chunk of long records; a record longer than this is a chunk of its own.
 pub const CHUNK_BYTES: usize = 8 << 20;
 
+/// Of every row, beside its columns: its offset, where its payload ends, validity.
+const ROW_BYTES: usize = 16;
+
+/// What a value of this type takes in any case; nested ones about.
+fn width(data_type: &DataType) -> usize {
+    data_type.primitive_width().unwrap_or(match data_type {
+        DataType::Boolean | DataType::Null => 1,
+        DataType::Utf8View | DataType::BinaryView => 16,
+        DataType::Struct(fields) => fields.iter().map(|field| width(field.data_type())).sum(),
+        _ => 8,
+    })
+}
+
 /// Where each column of the table comes from; shared by all partitions.
 #[derive(Debug)]
 pub struct RowLayout {
@@ -39,6 +53,8 @@ pub struct RowLayout {
     columns: Vec<Column>,
     data: Vec<FieldRef>,
     topic: String,
+    /// What a row takes in memory, whatever is in it, about.
+    row_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,7 +75,9 @@ impl RowLayout {
                 Column::Data(data.len() - 1)
             }
         });
-        Self { columns: columns.collect(), data, topic: table.topic.clone(), schema }
+        let columns = columns.collect();
+        let row_bytes = schema.fields().iter().map(|field| width(field.data_type())).sum::<usize>() + ROW_BYTES;
+        Self { columns, data, topic: table.topic.clone(), row_bytes, schema }
     }
 
     fn type_of(&self, wanted: MetadataColumn) -> Option<&DataType> {
@@ -85,6 +103,8 @@ pub struct Packer {
     offsets: Vec<i64>,
     /// The payloads; those that are NULL take no room.
     values: Vec<u8>,
+    /// What the first record of a chunk makes room for: nothing is held for partitions that are silent.
+    room: usize,
     /// Where each payload ends, after a 0.
     ends: Vec<i32>,
     /// Rows whose payload is NULL.
@@ -100,6 +120,7 @@ impl Packer {
             partition,
             offsets: vec![],
             values: vec![],
+            room: 0,
             ends: vec![0],
             tombstones: vec![],
             bytes: 0,
@@ -119,10 +140,9 @@ impl Packer {
         self.bytes
     }
 
-    /// About what the rows hold in memory when they are decoded.
+    /// About what the rows hold in memory: the payloads, and what they will be when they are decoded.
     pub fn memory(&self) -> usize {
-        let copies = 1 + usize::from(self.layout.type_of(MetadataColumn::Raw).is_some());
-        self.bytes * copies + self.offsets.len() * 32
+        self.bytes + self.offsets.len() * self.layout.row_bytes
     }
 
     pub fn first_offset(&self) -> Option<i64> {
@@ -135,6 +155,9 @@ impl Packer {
     }
 
     pub fn push(&mut self, record: &Record) {
+        if self.values.capacity() == 0 {
+            self.values.reserve(self.room);
+        }
         match record.payload {
             Some(payload) => self.values.extend_from_slice(payload),
             None => self.tombstones.push(self.offsets.len()),
@@ -156,13 +179,13 @@ impl Packer {
         let memory = self.memory();
         let rows = self.offsets.len();
         // The next chunk is probably as long: a buffer that grows is copied again and again.
-        let room = (self.values.len() + self.values.len() / 16).min(CHUNK_BYTES);
+        self.room = (self.values.len() + self.values.len() / 16).min(CHUNK_BYTES);
         let mut ends = Vec::with_capacity(rows + 1);
         ends.push(0);
         let pack = Pack {
             partition: self.partition,
             offsets: ScalarBuffer::from(std::mem::replace(&mut self.offsets, Vec::with_capacity(rows))),
-            values: std::mem::replace(&mut self.values, Vec::with_capacity(room)),
+            values: std::mem::take(&mut self.values),
             ends: std::mem::replace(&mut self.ends, ends),
             tombstones: std::mem::take(&mut self.tombstones),
             bytes: std::mem::take(&mut self.bytes),
@@ -174,7 +197,7 @@ impl Packer {
             last: pack.offsets.last().copied().unwrap_or(i64::MIN),
             rows,
             bytes: pack.bytes,
-            memory,
+            memory: AtomicUsize::new(memory),
             state: Mutex::new(State::Packed(pack)),
         })
     }
@@ -198,8 +221,8 @@ pub struct Slot {
     pub last: i64,
     pub rows: usize,
     pub bytes: usize,
-    /// About.
-    pub memory: usize,
+    /// Bytes: about, and exactly when it is decoded.
+    memory: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -210,6 +233,10 @@ enum State {
 }
 
 impl Slot {
+    pub fn memory(&self) -> usize {
+        self.memory.load(Ordering::Relaxed)
+    }
+
     /// Decodes it, unless that is done; waits for whoever is at it.
     ///
     /// # Errors
@@ -217,7 +244,11 @@ impl Slot {
     pub fn decode(&self, decoders: &Decoders) -> Result<()> {
         let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, State::Taken) {
-            State::Packed(pack) => State::Decoded(decoders.decode(pack)?),
+            State::Packed(pack) => {
+                let held = decoders.decode(pack)?;
+                self.memory.store(held.chunk.rows.get_array_memory_size(), Ordering::Relaxed);
+                State::Decoded(held)
+            }
             other => other,
         };
         Ok(())

@@ -436,6 +436,9 @@ fn start_decoding(
             loop {
                 let next = lock(&to_decode).recv();
                 let Ok(slot) = next else { return };
+                if shared.is_stopping() {
+                    return;
+                }
                 if let Err(error) = slot.decode(&decoders) {
                     lock(&shared.buffer).fail(error);
                     shared.changed.notify_waiters();

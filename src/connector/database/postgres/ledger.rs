@@ -98,22 +98,32 @@ pub(super) async fn take(client: &Client, identity: &Identity, part: &str, raise
     }
 }
 
-/// Makes the name ours: one checkpoint has it at a time, and who had it is fenced.
+/// Makes the name ours: one checkpoint has it at a time, and who had it is fenced. One that has written nothing is no
+/// loss.
 async fn succeed(client: &Client, identity: &Identity, epoch: i64) -> Result<()> {
-    const OTHER: &str = "SELECT uuid FROM poundlock.pipelines WHERE name = $1 AND uuid <> $2 LIMIT 1";
+    const OTHER: &str = "SELECT uuid FROM poundlock.pipelines p WHERE name = $1 AND uuid <> $2
+                         AND EXISTS (SELECT FROM poundlock.batches b WHERE b.uuid = p.uuid) LIMIT 1";
     const REPLACE: &str =
         "UPDATE poundlock.pipelines SET name = name || ' (replaced)', epoch = epoch + 1, updated_at = now()
                            WHERE name = $1 AND uuid <> $2";
-    const ADD: &str =
-        "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3) ON CONFLICT (uuid) DO NOTHING";
+    const ADD: &str = "INSERT INTO poundlock.pipelines (uuid, name, epoch) VALUES ($1, $2, $3)
+                       ON CONFLICT (uuid) DO NOTHING";
+    // Touched only if it must be: who sleeps in a transaction holds it.
+    const NAME: &str = "UPDATE poundlock.pipelines SET name = $1 WHERE uuid = $2 AND name <> $1";
     let failed = |e: tokio_postgres::Error| failure(&e, "could not take the pipeline's name in the database");
     let (name, uuid) = (&identity.name, &identity.uuid);
     if let Some(other) = client.query_opt(OTHER, &[name, uuid]).await.map_err(failed)? {
         identity.succeed(&other.get::<_, Uuid>(0).to_string(), "the database")?;
-        client.execute(REPLACE, &[name, uuid]).await.map_err(failed)?;
     }
-    client.execute(ADD, &[uuid, name, &epoch]).await.map_err(failed)?;
-    Ok(())
+    client.batch_execute("BEGIN").await.map_err(failed)?;
+    let done = async {
+        client.execute(REPLACE, &[name, uuid]).await?;
+        client.execute(NAME, &[name, uuid]).await?;
+        client.execute(ADD, &[uuid, name, &epoch]).await
+    };
+    let done = done.await;
+    client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await.map_err(failed)?;
+    done.map(drop).map_err(failed)
 }
 
 /// Ends the connections that are registered for lower epochs, and for our part in this one: whoever they belong to must
@@ -268,12 +278,11 @@ impl Ledger {
     }
 }
 
-/// The newest batch all of whose waves are in. A part that has none yet was taken from, or given back to, the others: it
-/// stands where they do.
-pub(super) async fn newest(client: &Client, uuid: Uuid, part: &str) -> Result<Option<u64>> {
-    const NEWEST: &str = "SELECT coalesce(max(batch) FILTER (WHERE part = $2), max(batch))
-                          FROM poundlock.batches WHERE uuid = $1 AND whole";
-    let row = client.query_one(NEWEST, &[&uuid, &part]).await;
+/// The newest batch all of whose waves are in, in any part: what the database knows of it says how far it was set back,
+/// and a table may get its own transactions and give them back.
+pub(super) async fn newest(client: &Client, uuid: Uuid) -> Result<Option<u64>> {
+    const NEWEST: &str = "SELECT max(batch) FROM poundlock.batches WHERE uuid = $1 AND whole";
+    let row = client.query_one(NEWEST, &[&uuid]).await;
     let row = row.map_err(|e| failure(&e, "could not read the newest batch record"))?;
     Ok(row.get::<_, Option<i64>>(0).and_then(|batch| u64::try_from(batch).ok()))
 }

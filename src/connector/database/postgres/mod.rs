@@ -24,6 +24,7 @@ mod sink;
 mod write;
 
 pub use connect::{Address, connect};
+pub use copy::encoded_bytes;
 pub use sink::PostgresSink;
 
 pub(super) use error::{failure, reason};

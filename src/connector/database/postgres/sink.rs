@@ -164,7 +164,7 @@ impl Sink for PostgresSink {
         self.session = None;
         self.identity = Some(identity.clone());
         let session = self.connect(identity, true).await?;
-        let newest = ledger::newest(&session.client, identity.uuid, &self.part).await?;
+        let newest = ledger::newest(&session.client, identity.uuid).await?;
         self.session = Some(session);
         Ok(newest)
     }

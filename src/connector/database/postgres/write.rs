@@ -265,6 +265,15 @@ impl Writer {
         buffer.reserve(PIECE + PIECE / 4);
         buffer.extend_from_slice(HEADER);
         let encoded = rows.is_sorted.then(|| rows.encode(range.clone(), &self.described.targets));
+        if let Some(encoded) = encoded.as_ref().filter(|encoded| encoded.refused.len() > REFUSED_MAX) {
+            let name = |column: usize| self.table.definition().schema.field(column).name();
+            let all = encoded
+                .refused
+                .iter()
+                .map(|(row, (column, why))| (*row, format!("column \"{}\": {why}", name(*column))));
+            refused.extend(all);
+            return sink.finish().await; // the caller gives the batch up
+        }
         for position in range.clone() {
             let ordinal = ordinal.map(|first| first + (position - range.start) as i64);
             let (columns, row) = rows.at(position);

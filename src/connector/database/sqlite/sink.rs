@@ -142,14 +142,15 @@ impl State {
         if let Some(theirs) = theirs.filter(|theirs| *theirs > epoch) {
             return Err(fenced(identity.epoch, theirs));
         }
-        let sql = "SELECT uuid FROM poundlock_pipelines WHERE name = ?1 AND uuid <> ?2 LIMIT 1";
+        let sql = "SELECT uuid FROM poundlock_pipelines p WHERE name = ?1 AND uuid <> ?2
+                   AND EXISTS (SELECT 1 FROM poundlock_batches b WHERE b.uuid = p.uuid) LIMIT 1";
         let other = transaction.query_row(sql, params![identity.name, uuid], |row| row.get::<_, String>(0));
         if let Some(other) = other.optional().map_err(failed)? {
             identity.succeed(&other, &format!("the database {}", path.display()))?;
-            let sql = "UPDATE poundlock_pipelines SET name = name || ' (replaced)', epoch = epoch + 1
-                       WHERE name = ?1 AND uuid <> ?2";
-            transaction.execute(sql, params![identity.name, uuid]).map_err(failed)?;
         }
+        let sql = "UPDATE poundlock_pipelines SET name = name || ' (replaced)', epoch = epoch + 1
+                   WHERE name = ?1 AND uuid <> ?2";
+        transaction.execute(sql, params![identity.name, uuid]).map_err(failed)?;
         let sql = "INSERT INTO poundlock_pipelines (uuid, name, epoch) VALUES (?1, ?2, ?3)
                    ON CONFLICT (uuid) DO UPDATE SET name = excluded.name, epoch = excluded.epoch";
         transaction.execute(sql, params![uuid, identity.name, epoch]).map_err(failed)?;

@@ -57,7 +57,7 @@ fn a_cut_takes_partitions_in_turn_and_lists_them_in_order() {
     assert_eq!(shape(&available(&mut buffer, 1, 1)), [(1, CHUNK_ROWS)]);
     let rest = 20_000 - 2 * CHUNK_ROWS;
     assert_eq!(shape(&available(&mut buffer, usize::MAX, usize::MAX)), [(0, rest), (1, rest)]);
-    assert_eq!((buffer.rows, buffer.bytes, buffer.chunk_memory), (0, 0, 0));
+    assert_eq!((buffer.rows, buffer.bytes, buffer.memory()), (0, 0, 0));
     assert!(available(&mut buffer, 1, 1).chunks.is_empty());
 }
 
@@ -122,7 +122,7 @@ fn an_exact_cut_splits_and_has_the_rest_read_again() {
     assert_eq!(shape(&cut), [(0, 150)]);
     let state = &buffer.partitions[&0];
     assert!(state.resetting && state.next == 150 && state.start == 150);
-    assert_eq!((buffer.rows, buffer.bytes, buffer.chunk_memory), (0, 0, 0));
+    assert_eq!((buffer.rows, buffer.bytes, buffer.memory()), (0, 0, 0));
     push(&mut buffer, 0, 20_000..20_100); // Stale: before the reader has gone back.
     assert_eq!(buffer.rows, 0);
 }

@@ -101,6 +101,30 @@ async fn now_is_when_the_batch_was_planned() {
     }
 }
 
+/// Some expressions are computed when a plan is made, and a plan is kept from batch to batch.
+#[tokio::test]
+async fn now_is_of_the_batch_wherever_it_stands() {
+    let day = |n: usize| format!("CAST(now() - INTERVAL '{n} days' AS DATE)");
+    let days: Vec<String> = [9, 8, 7, 0].map(day).to_vec();
+    let queries = format!(
+        "INSERT INTO kafka.stamps SELECT id, now(), current_date() FROM kafka.events WHERE CAST(ts AS DATE) IN ({});
+         INSERT INTO kafka.stamps SELECT id, at, current_date() FROM kafka.events CROSS JOIN (VALUES (now())) AS v (at);
+         INSERT INTO kafka.stamps SELECT id, lag(CAST(ts AS TIMESTAMPTZ), 1, now()) OVER (ORDER BY id), current_date() FROM kafka.events;
+         INSERT INTO kafka.stamps SELECT id, (SELECT now()), current_date() FROM kafka.events;
+         INSERT INTO kafka.stamps SELECT id, CASE WHEN ts < now() THEN now() ELSE now() END, current_date() FROM kafka.events",
+        days.join(", ")
+    );
+    let mut sim = Sim::start(&tables(), &queries).await;
+    for (seconds, stamp, day) in
+        [(10, "2026-01-01T00:00:10Z", "2026-01-01"), (86_420, "2026-01-02T00:00:20Z", "2026-01-02")]
+    {
+        let done = sim.batch(&step(seconds, vec![event(1, "a", seconds - 1)])).await.unwrap();
+        for (insert, what) in ["IN", "VALUES", "OVER", "a subquery", "CASE"].into_iter().enumerate() {
+            assert_same(done.rows(insert), vec![vec!["1".into(), stamp.into(), day.into()]], what);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_date_bin_is_a_window() {
     let queries = "

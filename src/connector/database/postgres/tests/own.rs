@@ -98,7 +98,13 @@ async fn a_table_may_get_its_own_transactions_and_give_them_back() {
     let mut both = sink(&[&plain, &updated]);
     assert_eq!(both.open(&identity(3)).await.unwrap(), Some(5));
     assert!(!both.write(&of_both(6)).await.unwrap().already);
-    assert_eq!(text(&client, "SELECT string_agg(id::text, ' ' ORDER BY id) FROM plain").await, "4 5 6");
+    let (_, _, mut own, _) = two_sinks(&url);
+    assert_eq!(own.open(&identity(4)).await.unwrap(), Some(6), "what the others have had meanwhile is not missing");
+    assert!(!own.write(&row(7, &plain_own)).await.unwrap().already);
+    assert_eq!(text(&client, "SELECT string_agg(id::text, ' ' ORDER BY id) FROM plain").await, "4 5 6 7");
+    // Whose rows would come in which order, if one of two were not in the transaction of the other?
+    let twice = sinks(&[Arc::clone(&plain_own), Arc::clone(&plain_own)]).err().expect("refused");
+    assert!(twice.message().contains("declared twice"), "{twice}");
 }
 
 #[tokio::test]

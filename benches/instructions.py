@@ -26,10 +26,11 @@ def main():
         raise SystemExit("error: no valgrind\nhint: apt-get install valgrind")
     os.environ.setdefault("BENCH_EVENTS", str(EVENTS))
     bench = prepare()
-    bench.wrap = ["valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null"]
+    bench.wrap = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     # Cut by rows: what comes in time is another thing under valgrind.
     flags = ("--until-caught-up", "--close-windows", "--max-rows-per-batch", "50000", "--trigger", "10s")
     with bench.trial("instructions") as trial:
+        trial.more["MALLOC_ARENA_MAX"] = "2"  # it would else begin once more, through /proc, which is valgrind's own
         queries = project.build(trial.folder / "queries", project.ALL)
         run = start(bench, trial, queries, bench.topic, *flags)
         run.finish()

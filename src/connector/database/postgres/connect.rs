@@ -5,13 +5,14 @@
 //! | sslmode            | encrypted          | server's certificate checked                             |
 //! |--------------------|--------------------|----------------------------------------------------------|
 //! | `disable`          | no                 | no                                                       |
-//! | `prefer` (default) | if the server can  | no                                                       |
+//! | `prefer` (default) | if the server can; over loopback if it must | no                             |
 //! | `require`          | yes, or no connection | only if `sslrootcert` is given                        |
 //! | `verify-full`      | yes, or no connection | chain and host name, against `sslrootcert` or the system's roots |
 //!
 //! Everything else in the URL is read by tokio-postgres. The server's notices go to the log.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -147,7 +149,18 @@ pub async fn connect(address: &Address, connect_timeout: Duration, statement_tim
     let tls = MakeRustlsConnect::new(tls(&address.verify)?);
     // Name look-up and log-in have no time-out of their own, and each host of a list has the one above.
     let all_hosts = connect_timeout * (config.get_hosts().len().max(1) as u32) + connect_timeout;
-    let connected = tokio::time::timeout(all_hosts, config.connect(tls)).await;
+    let connecting = async {
+        // What does not leave the machine is read by nobody on its way: to encrypt it takes time on both ends.
+        if config.get_ssl_mode() == SslMode::Prefer && is_loopback(&config) {
+            let mut plain = config.clone();
+            match plain.ssl_mode(SslMode::Disable).connect(tls.clone()).await {
+                Err(error) if error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {}
+                done => return done,
+            }
+        }
+        config.connect(tls).await
+    };
+    let connected = tokio::time::timeout(all_hosts, connecting).await;
     let (client, mut connection) = match connected {
         Ok(connected) => connected.map_err(|e| failure(&e, &format!("could not connect to {address}")))?,
         Err(_) => return Err(Error::external(format!("could not connect to {address} in time")).retryable()),
@@ -172,6 +185,15 @@ pub async fn connect(address: &Address, connect_timeout: Duration, statement_tim
     );
     client.batch_execute(&settings).await.map_err(|e| failure(&e, &format!("could not connect to {address}")))?;
     Ok(client)
+}
+
+/// By name or number, as it is written.
+fn is_loopback(config: &Config) -> bool {
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+        Host::Unix(_) => true,
+    };
+    config.get_hosts().iter().all(host) && config.get_hostaddrs().iter().all(IpAddr::is_loopback)
 }
 
 fn tls(verify: &Verify) -> Result<ClientConfig> {

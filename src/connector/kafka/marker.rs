@@ -1,14 +1,17 @@
 //! The mark that says which batch of a pipeline is in: an offset that a transaction commits to a private group, with
 //! metadata `poundlock <uuid> <epoch>`. See `producer` for where it stands and who reads it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::{Context, left};
 use crate::connector::Identity;
+
+/// Between two questions to a group's coordinator that is not yet one.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Marker {
@@ -34,7 +37,13 @@ pub fn read_marker(
     if asked.count() == 0 {
         return Ok(Marker::default());
     }
-    let found = consumer.committed_offsets(asked, left(deadline))?;
+    let found = loop {
+        match consumer.committed_offsets(asked.clone(), left(deadline)) {
+            // A broker that has just started, or taken the group over: librdkafka asks it once.
+            Err(error) if is_moving(&error) && Instant::now() + ASK_AGAIN < deadline => std::thread::sleep(ASK_AGAIN),
+            answer => break answer?,
+        }
+    };
     let ours = identity.uuid.to_string();
     let mut newest = Marker::default();
     let (mut is_known, mut is_passed) = (false, false);
@@ -65,6 +74,12 @@ pub fn read_marker(
     }
     newest.other = newest.other.filter(|_| !is_known || is_passed);
     Ok(newest)
+}
+
+fn is_moving(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| [CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator].contains(&code))
 }
 
 pub fn metadata(identity: &Identity) -> String {

@@ -51,6 +51,7 @@ bench-adhoc: bench-binary
 
 # Instructions of the whole job, against a stored budget; and our parts one by one, by criterion.
 bench-instructions: bench-binary
+	@tests/services/prerequisites bench
 	@benches/run instructions
 
 bench-parts: prerequisites

@@ -50,7 +50,7 @@ CREATE EXTERNAL TABLE kafka.dead_letter_topic (
   stage       VARCHAR,       -- 'validation' for the rows of 10_validate.sql
   sink        VARCHAR,       -- the sink that refused it
   raw         BYTEA,         -- the bytes of the record (base64 in JSON)
-  payload     VARCHAR,       -- the same for human eyes; NULL if they are not UTF-8
+  payload     VARCHAR,       -- the same for human eyes; NULL if they are not UTF-8, and where the engine refused
   row_json    VARCHAR,       -- the row that a query or a sink refused
   topic       VARCHAR,
   "partition" INT,

@@ -56,7 +56,7 @@ pub struct DemoArgs {
     pub queries: Option<PathBuf>,
 
     /// How long events are generated; Ctrl-C ends that at any time
-    #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = super::generate::period, allow_hyphen_values = true)]
     pub duration: Duration,
 
     /// Where the results are put

@@ -147,7 +147,7 @@ fn progress(count: Option<u64>) -> ProgressBar {
     }
 }
 
-fn period(text: &str) -> anyhow::Result<Duration> {
+pub(super) fn period(text: &str) -> anyhow::Result<Duration> {
     duration(text).context("not a duration such as 30s, 5m or '1 hour'")
 }
 

@@ -54,7 +54,7 @@ pub struct RunArgs {
     pub reset_state: Option<ResetState>,
 
     /// Begin anew where another checkpoint has written by the same name: what is read again comes again in tables without a
-    /// key, and the other checkpoint is fenced
+    /// key; a run of the other checkpoint is fenced, and its next start refused
     #[arg(long)]
     pub take_over: bool,
 

@@ -96,8 +96,8 @@ impl Identity {
         let error =
             format!("checkpoint {other} has written to {sink} by the name {:?}, this is {}", self.name, self.uuid);
         Err(Error::user(error).hint(
-            "start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE). To begin anew, give --take-over: what is \
-             read again comes again where no key keeps it single. For a pipeline of its own, choose another poundlock.name",
+            "start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE). To begin anew, give --take-over, and move the \
+             folders of Parquet tables away: what is read again comes again where no key keeps it single. For a pipeline of its own, choose another poundlock.name",
         ))
     }
 }

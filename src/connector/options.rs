@@ -62,8 +62,17 @@ impl<'t> OptionReader<'t> {
     pub fn required(&mut self, key: &str, example: &str) -> Result<&'t str> {
         match self.text(key) {
             Some(value) if !value.is_empty() => Ok(value),
-            _ => Err(self.error(key, "is missing or empty").hint(format!("add OPTIONS ('{key}' '{example}')"))),
+            _ => Err(match self.misspelled(key) {
+                Some(wrong) => self.unknown(wrong).hint(format!("did you mean '{key}'?")),
+                None => self.error(key, "is missing or empty").hint(format!("add OPTIONS ('{key}' '{example}')")),
+            }),
         }
+    }
+
+    /// An option that nobody knows and that is nearly this one.
+    fn misspelled(&self, key: &str) -> Option<&'t str> {
+        let unknown = self.table.options.keys().map(String::as_str).filter(|key| !self.is_known(key));
+        nearest(key, unknown)
     }
 
     /// One of a fixed list of words, compared without case.
@@ -105,8 +114,11 @@ impl<'t> OptionReader<'t> {
         known.sort_unstable();
         let near = nearest(key, known.iter().copied().filter(|name| !name.ends_with('*')));
         let near = near.map_or_else(String::new, |near| format!("did you mean '{near}'? "));
-        let error = self.error(key, "is not an option of this table").about(Part::Option(key.clone()));
-        Err(error.hint(format!("{near}it has: {}", known.join(", "))))
+        Err(self.unknown(key).hint(format!("{near}it has: {}", known.join(", "))))
+    }
+
+    fn unknown(&self, key: &str) -> Error {
+        self.error(key, "is not an option of this table").about(Part::Option(key.to_string()))
     }
 
     /// An error about the value of one option of this table.

@@ -81,6 +81,16 @@ impl Plans {
     }
 }
 
+#[cfg(test)]
+impl Plans {
+    /// How many are kept, and how many are made for each batch.
+    pub fn counts(&self) -> (usize, usize) {
+        let plans = lock(&self.0);
+        let kept = plans.values().filter(|plan| matches!(plan, Kept::Plan { .. })).count();
+        (kept, plans.len() - kept)
+    }
+}
+
 /// The values of a run.
 #[derive(Debug, Default)]
 struct Cell(Mutex<Params>);
@@ -103,7 +113,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn can_be_kept(plan: &LogicalPlan) -> Result<bool> {
     let mut can = true;
     plan.apply_with_subqueries(|node| {
-        let row_by_row = matches!(node, LogicalPlan::Filter(_) | LogicalPlan::Projection(_) | LogicalPlan::Join(_));
+        // A scan's filters are answered by the state of the windows: they come into no physical plan.
+        let row_by_row = matches!(
+            node,
+            LogicalPlan::Filter(_) | LogicalPlan::Projection(_) | LogicalPlan::Join(_) | LogicalPlan::TableScan(_)
+        );
         node.apply_expressions(|expr| {
             can &= !has_placeholder(expr)? || (row_by_row && !asks_for_literals(expr)?);
             Ok(if can { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })

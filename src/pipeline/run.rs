@@ -97,6 +97,12 @@ impl Runner {
         &self.stores
     }
 
+    /// See [`Plans::counts`].
+    #[cfg(test)]
+    fn plan_counts(&self) -> (usize, usize) {
+        self.plans.counts()
+    }
+
     /// # Errors
     /// A query failed other than by single rows, or refuses too many of them. The state is as it was.
     pub async fn run(&self, batch: &Batch) -> Result<Outcome> {

@@ -100,7 +100,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_MAX_BYTES_PER_BATCH"],
         default: Some("64 MB"),
         value: "SIZE",
-        doc: "A micro-batch of a source is cut at this much payload",
+        doc: "A micro-batch of a source is cut at this much payload, or when `poundlock.buffer` is full; of several sources each has its share",
     },
     SettingDoc {
         name: "buffer",

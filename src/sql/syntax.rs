@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 use datafusion::error::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement as Parsed};
+use sqlparser::dialect::GenericDialect;
+use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Token, TokenWithSpan, TokenizerError};
 
 use super::explain::{distance, lower, position};
@@ -30,7 +32,30 @@ const TRIES_MAX: usize = 4;
 /// # Errors
 /// As DataFusion's parser has them, at the lines and columns of the tokens.
 pub fn parse_tokens(tokens: Vec<TokenWithSpan>) -> Result<VecDeque<Parsed>, DataFusionError> {
-    DFParserBuilder::new(tokens).build().and_then(|mut parser| parser.parse_statements())
+    let parsed = DFParserBuilder::new(tokens.clone()).build().and_then(|mut parser| parser.parse_statements());
+    parsed.map_err(|error| within_case(&tokens, error))
+}
+
+/// A CASE that does not parse is taken for a name, with WHEN as its alias, and what is told is that nothing can stand behind:
+/// here, what is wrong within it. One CASE may stand in another.
+fn within_case(tokens: &[TokenWithSpan], mut error: DataFusionError) -> DataFusionError {
+    use sqlparser::keywords::Keyword;
+    let is = |at: usize, keyword: Keyword| matches!(tokens.get(at).map(|token| &token.token), Some(Token::Word(word)) if word.keyword == keyword);
+    let mut from = 0;
+    // Each time round it is a CASE further behind.
+    loop {
+        let before = stopped_at(tokens, &error).saturating_sub(1);
+        let case = if is(before, Keyword::WHEN) { before.saturating_sub(1) } else { before };
+        if case < from || !is(case, Keyword::CASE) {
+            return error;
+        }
+        from = case + 1;
+        let mut parser = Parser::new(&GenericDialect {}).with_tokens_with_locations(tokens[from..].to_vec());
+        match parser.parse_case_expr() {
+            Err(inner) => error = DataFusionError::SQL(Box::new(inner), None),
+            Ok(_) => return error,
+        }
+    }
 }
 
 /// The error of tokens that do not parse, with a hint where there is one, at the word that the hint is about.
@@ -190,7 +215,6 @@ pub fn unreadable<'t>(
 
 #[cfg(test)]
 mod tests {
-    use sqlparser::dialect::GenericDialect;
     use sqlparser::tokenizer::{Tokenizer, Whitespace};
 
     use super::*;
@@ -249,6 +273,29 @@ mod tests {
         ] {
             assert_eq!(hint(sql), expected, "{sql}");
         }
+    }
+
+    /// The rules of the shipped project are a CASE in a function in a CASE.
+    #[test]
+    fn what_is_wrong_in_a_case_is_told_of_its_own_place() {
+        let rules = |rules: &str| {
+            format!(
+                "CREATE VIEW v AS SELECT CASE WHEN e IS NOT NULL THEN e ELSE nullif(concat_ws('; ', {rules}), '') END AS r FROM t"
+            )
+        };
+        let first = "CASE WHEN a IS NULL THEN 'no a' WHEN a <= 0 THEN 'odd' END";
+        for (sql, expected) in [
+            (rules(&format!("{first} CASE WHEN b IS NULL THEN 'no b' END")), "is a comma missing before CASE?"),
+            (rules(&format!("{first}, CASE WHEN b IS NULL TEHN 'no b' END")), "did you mean THEN?"),
+            (rules(&format!("{first}, CASE WEHN b IS NULL THEN 'no b' END")), "did you mean WHEN?"),
+            (rules(&format!("{first}, CASE WHEN b IS NULL ADN c THEN 'no b' END")), "did you mean AND?"),
+            (rules(&format!("{first}, CSE WHEN b IS NULL THEN 'no b' END")), "did you mean CASE?"),
+        ] {
+            assert_eq!(hint(&sql), expected, "{sql}");
+        }
+        let without_end = rules(&format!("{first}, CASE WHEN b IS NULL THEN 'no b'"));
+        let error = parse_tokens(tokens(&without_end)).map(drop).unwrap_err().to_string();
+        assert!(error.contains("Expected: END"), "{error}");
     }
 
     #[test]

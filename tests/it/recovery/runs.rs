@@ -1,6 +1,7 @@
 //! What a run does when it is told to end, to log or to prepare in a certain way, and what its commits account for.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::project::{LIMIT, Project, QUERIES, Servers};
 use crate::harness::{Program, psql, wait_for};
@@ -60,6 +61,43 @@ fn a_bounded_run_that_ctrl_c_ends_early_finishes_its_batch_and_its_exit_code_tel
     assert!((1..4).contains(&project.ids("shares").len()), "{log}");
     project.run(&[]);
     assert_eq!(project.ids("shares"), [0, 1, 2, 3]);
+}
+
+/// It ends at the ends of the start, though the log has none.
+#[test]
+fn until_caught_up_ends_while_records_keep_coming() {
+    let project = four_batches();
+    let mut program = project.start(&["--until-caught-up"], "");
+    let mut produced = 4;
+    wait_for("the end of the run", LIMIT, || {
+        let ended = program.has_ended();
+        project.produce(project.topic("EVENTS"), 0, (produced..produced + 20).map(|id| event(id, TS)));
+        produced += 20;
+        ended.then_some(())
+    });
+    program.succeed(LIMIT);
+    let ids = project.ids("shares");
+    assert!(ids.starts_with(&[0, 1, 2, 3]) && (ids.len() as i64) < produced, "{} of {produced}", ids.len());
+    project.run(&[]);
+    assert_eq!(project.ids("shares"), (0..produced).collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "needs Kafka and PostgreSQL: make test"]
+fn a_first_start_may_begin_at_a_moment() {
+    let mut project = Project::new(Servers::Real);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    project.produce(project.topic("EVENTS"), 0, (0..5).map(|id| event(id, TS)));
+    let before = now();
+    let moment = wait_for("the next moment", LIMIT, || Some(now()).filter(|now| *now > before + 5));
+    project.produce(project.topic("EVENTS"), 0, (5..10).map(|id| event(id, TS)));
+    project.environment.insert("STARTING_OFFSETS", moment.to_string());
+    project.run(&[]);
+    assert_eq!(project.ids("shares"), (5..10).collect::<Vec<_>>());
+    // The others are empty, and have no record that is as young: they begin at their ends.
+    project.produce(project.topic("EVENTS"), 1, [event(10, TS)]);
+    project.run(&[]);
+    assert_eq!(project.ids("shares"), (5..11).collect::<Vec<_>>());
 }
 
 #[test]

@@ -77,7 +77,8 @@ pub fn reason(error: &tokio_postgres::Error) -> String {
 
 fn db_reason(db: &DbError) -> String {
     let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
-    if let Some(detail) = db.detail() {
+    // Not the row itself: it is beside the reason in a dead letter, and in no log.
+    if let Some(detail) = db.detail().filter(|detail| !detail.starts_with("Failing row contains")) {
         text.push_str(&format!("; {detail}"));
     }
     if let Some(column) = db.column().filter(|c| !db.message().contains(*c)) {

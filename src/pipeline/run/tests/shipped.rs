@@ -70,6 +70,8 @@ async fn without_a_deviation_there_is_no_anomaly_and_no_error() {
     let done = sim.batch(&step(1_300, events)).await.unwrap();
     assert_eq!(done.rows(0).len(), 0, "the windows without a deviation are closed, the last ones open");
     let done = sim.batch(&Step { close: true, ..step(1_301, vec![]) }).await.unwrap();
+    let (kept, of_each_batch) = sim.runner.plan_counts();
+    assert_eq!((kept > 2, of_each_batch), (true, 0), "what a small batch costs: no plan is made anew");
     let found = done.rows(0);
     assert_eq!(found.len(), 13, "one window of 5 seconds, twelve of a minute: {found:?}");
     assert!(found.iter().all(|row| row[0] == "99" && row[7] == "medium"), "{found:?}");

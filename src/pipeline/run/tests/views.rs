@@ -123,6 +123,7 @@ async fn now_is_of_the_batch_wherever_it_stands() {
             assert_same(done.rows(insert), vec![vec!["1".into(), stamp.into(), day.into()]], what);
         }
     }
+    assert_eq!(sim.runner.plan_counts(), (3, 2), "VALUES and OVER are made of each batch");
 }
 
 #[tokio::test]

@@ -83,8 +83,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A sink met for the first time in which another checkpoint has written by this name: a lost or wrong one is what
-    /// this tells of most often.
+    /// Called by a sink in which another checkpoint has written by this name: most often ours is lost, or the wrong one.
     ///
     /// # Errors
     /// It was not told to take over (user).

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! The LOCATION's scheme says which: `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. All tables of one database
-//! are one sink, so that one transaction takes them together, but for those that want their own. Two LOCATIONs of one database that differ in more than
-//! their tables are refused: each would keep a batch record, and the second would find the first's and skip its rows.
+//! are one sink, so that one transaction takes them together, but for those that want their own. Two LOCATIONs of one
+//! database that differ in more than their tables are refused: each would keep a batch record, and the second would
+//! find the first's and skip its rows.
 //!
 //! Invariant: the batch record (pipeline, batch, wave) is in the database if and only if the batch's rows are.
 
@@ -177,7 +178,8 @@ pub fn provider(definition: &Arc<TableDefinition>) -> Result<BoundedTable> {
     Ok(DatabaseTable::new(definition.clone())?.provider())
 }
 
-/// One sink for each database that these tables are in, and for each table with transactions of its own. Give it the tables that are written to, each once.
+/// One sink for each database that these tables are in, and for each table with transactions of its own. Give it the
+/// tables that are written to, each once.
 ///
 /// # Errors
 /// LOCATION or an option is not understood; two tables name one database by different addresses (user).

@@ -42,6 +42,16 @@ def records(count, seed=1, users=1_000, spam_share=0.4, invalid_share=0.01):
         yield (SPAM_USERS[wide % 5] if (a & 0xFFFFFFFF) < spam else 1 + wide % users), None
 
 
+def valid(count, ends=None):
+    """How many of the first `count` records are valid; `ends`, of those before these offsets: {partition: offset}."""
+    found = 0
+    for number, (_, kind) in enumerate(records(count)):
+        # The generator takes the partitions in turn.
+        if kind is None and (ends is None or number // len(ends) < ends[number % len(ends)]):
+            found += 1
+    return found
+
+
 def sliding(panes, length):
     """Windows of `length` panes, a new one each pane, from the counts per pane and user."""
     windows = defaultdict(Counter)

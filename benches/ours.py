@@ -1,11 +1,12 @@
 """The cases of Poundlock itself. Each is a function of a Bench that returns the figures of one run, or fails."""
+import json
 import statistics
 import time
 
 import project
-from expected import records
+from expected import valid
 from measure import Run, say
-from servers import ROOT
+from servers import PARTITIONS, ROOT
 
 PROJECTS = ROOT / "benches" / "projects"
 RAW = ("kafka.dead_letter_topic", "lake.user_events")
@@ -93,6 +94,8 @@ def steady(bench, trial, topic, trigger, rate, count):
     finally:
         run.kill()
     figures.update(batches(run, count))
+    trial.check("records of all batches", figures["events"], count)
+    trial.check_open(count, valid(count))
     return run, figures, began
 
 
@@ -105,8 +108,6 @@ def latency(trigger):
             count = bench.rate * (bench.seconds + warm)
             _, figures, began = steady(bench, trial, f"live-{trial.id}", trigger, bench.rate, count)
             figures.update(committed_after(bench, began + warm), trigger=trigger, rate=bench.rate)
-            rows, = bench.servers.sql("SELECT count(*) FROM user_events")
-            trial.check("rows of user_events", int(rows), valid(count))
         return figures
 
     return case
@@ -122,10 +123,6 @@ def committed_after(bench, since):
         SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY ms), percentile_cont(0.9) WITHIN GROUP (ORDER BY ms),
                percentile_cont(0.99) WITHIN GROUP (ORDER BY ms), max(ms), count(*) FROM latency""")
     return {name: round(float(value)) for name, value in zip(names, values)}
-
-
-def valid(count):
-    return sum(kind is None for _, kind in records(count))
 
 
 def small(bench):
@@ -151,7 +148,11 @@ def starts(bench):
         with bench.trial("start") as trial:
             run = start(bench, trial, project.build(trial.folder / "queries"), bench.topic, "--once")
             figures = run.finish()
-            figures.update(batches(run, rows_committed(run.said)))
+            events = rows_committed(run.said)
+            figures.update(batches(run, events))
+            ends = read_to(bench)
+            trial.check("records of the batch", events, sum(ends.values()))
+            trial.check_open(events, valid(bench.expected["events"], ends))
             several.append(figures)
     several.sort(key=lambda figures: figures["first_output_s"])
     middle = several[1]
@@ -159,6 +160,13 @@ def starts(bench):
     for rate in ("events_per_s", "events_per_s_after_start", "engine_cpu_us_per_event_after_start"):
         middle.pop(rate)  # One batch says nothing of rates.
     return middle
+
+
+def read_to(bench):
+    """Up to where the last batch has read the topic: {partition: offset}."""
+    offsets, = bench.servers.sql("SELECT offsets FROM poundlock.batches ORDER BY batch DESC LIMIT 1")
+    ranges, = json.loads(offsets).values()
+    return {partition: ranges.get(str(partition), {"to": 0})["to"] for partition in range(PARTITIONS)}
 
 
 CASES = {

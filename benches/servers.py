@@ -21,10 +21,10 @@ class Servers:
             for name, service, process in (("kafka", "kafka", "broker1"), ("postgres", "postgres", "primary"))
         }
 
-    def run(self, *command, **environment):
+    def run(self, *command, input=None, **environment):
         """A program that prepares or checks; returns (stdout, stderr)."""
         env = dict(os.environ, KAFKA_BROKER=self.brokers, **environment)
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        done = subprocess.run(command, input=input, capture_output=True, text=True, env=env)
         if done.returncode != 0:
             raise SystemExit(f"error: {' '.join(command)}\n{done.stdout}{done.stderr}")
         return done.stdout, done.stderr
@@ -61,9 +61,13 @@ class Servers:
     def duckdb(self, query):
         """The one value of a query: Parquet is read by something other than the engine."""
         python = os.environ.get("POUNDLOCK_PYTHON", str(Path.home() / ".cache/poundlock/venv/bin/python"))
-        return self.run(python, "-c", "import duckdb, sys; print(duckdb.execute(sys.argv[1]).fetchone()[0])", query)[0]
+        # On stdin: the names of a thousand files are longer than an argument may be.
+        return self.run(python, "-c", "import duckdb, sys; print(duckdb.execute(sys.stdin.read()).fetchone()[0])", input=query)[0]
 
     def count_parquet(self, folder):
         """Rows of all files below a folder. Flink's have no suffix; what begins with a dot or underscore is none yet."""
-        files = [str(file) for file in Path(folder).rglob("*") if file.is_file() and file.name[0] not in "._"]
+        return self.count_rows(file for file in Path(folder).rglob("*") if file.is_file() and file.name[0] not in "._")
+
+    def count_rows(self, files):
+        files = [str(file) for file in files]
         return int(self.duckdb(f"SELECT count(*) FROM read_parquet({files})")) if files else 0

@@ -1,7 +1,12 @@
 """One run of one case: fresh tables, fresh topics, a folder of its own; afterwards the results are counted."""
+import csv
+import io
 import itertools
 import os
+import re
 import shutil
+import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +67,33 @@ class Trial:
             **self.more,
         )
 
+    def ask(self, query, *flags):
+        """A query by `poundlock sql`: (rows, ms of each statement as it tells them, ms of the program, CPU ms of the program)."""
+        command = [self.bench.poundlock, "sql", str(self.folder / "queries"), "--name", self.id, "--format", "csv", "--timing", *flags, "-c", query]
+        began, before = time.monotonic(), os.times()
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment("none"))
+        program_ms, after = (time.monotonic() - began) * 1e3, os.times()
+        if done.returncode != 0:
+            raise Wrong(f"{' '.join(command)}\n{done.stderr}")
+        query_ms = [float(seconds) * 1e3 for seconds in re.findall(r"rows?, ([\d.]+) s$", done.stderr, re.MULTILINE)]
+        cpu_ms = (after.children_user - before.children_user + after.children_system - before.children_system) * 1e3
+        return list(csv.reader(io.StringIO(done.stdout)))[1:], query_ms, program_ms, cpu_ms
+
     def check(self, what, found, wanted, slack=0):
         """`slack`: how many more there may be where a peer takes for valid what we do not."""
         if not wanted <= found <= wanted + slack:
             raise Wrong(f"{self.name}: {what}: {found:,} instead of {wanted:,}; what it wrote is left in {self.folder}")
+
+    def check_open(self, events, valid):
+        """Every output of the shipped project while windows are open. Which they are, and who stands out in those that are closed,
+        is up to the clock; but an event counts in one window of 5 s and in twelve of a minute."""
+        servers = self.bench.servers
+        self.check("rows in the lake", servers.count_parquet(self.lake), valid)
+        self.check("dead letters", servers.count_topic(self.dead_letters), events - valid)
+        rows, = servers.sql("SELECT count(*) FROM user_events")
+        self.check("rows of user_events", int(rows), valid)
+        counted, = servers.sql("SELECT coalesce(sum(event_count), 0) FROM user_activity_summary")
+        self.check("events counted in windows", int(counted), valid * 13)
 
     def check_tables(self, keep, long_window, expected, slack=0):
         """Every output of a run of the shipped project, or of some of its INSERTs, with all windows closed."""

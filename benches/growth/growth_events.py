@@ -6,6 +6,8 @@ import sys
 START = datetime.datetime(2025, 1, 1)
 # Less than the watermark's delay in queries/: out of order, and not late.
 DISORDER_US = 25_000_000
+OPTIONAL = ',"product_id":1234,"device_type":"mobile","location":"Da Nang","user_segment":"loyal","ip_address":"10.20.30.40"'
+NOTE = ',"note":""'
 
 
 def is_bad(number, share):
@@ -17,16 +19,20 @@ def bad_count(count, share):
     return count // 1000 * sum(is_bad(number, share) for number in range(1000)) + sum(is_bad(number, share) for number in range(count % 1000))
 
 
+def tail(size):
+    """So many bytes that end an event: the fields that may be missing if there is room, then one that the project does not
+    declare, then blanks."""
+    text = OPTIONAL if size > len(OPTIONAL) else ""
+    if size > len(text) + len(NOTE):
+        text += NOTE[:-1] + "x" * (size - len(text) - len(NOTE) - 1) + '"'
+    return text.ljust(size - 1) + "}"
+
+
 def lines(count, keys, size, disorder, bad, rate):
-    """`size`: bytes an event, those beyond the shipped project's fields in one that it does not declare; `disorder`: the share of
-    events that come up to 25 s after younger ones; `bad`: the share that is not JSON; `rate`: events a second of event time."""
-    optional = ', "product_id": 1234, "device_type": "mobile", "location": "Da Nang", "user_segment": "loyal", "ip_address": "10.20.30.40"'
-    least = len('{"user_id": 1000, "action": "click", "timestamp": "2025-01-01T00:00:00.000000", "device_id": "device_12345"}')
-    rest = max(size - least, 0)
-    tail = "}" if rest < len(optional) else optional + "}"
-    rest -= len(tail) - 1
-    if rest > len(', "note": ""'):
-        tail = f', "note": "{"x" * (rest - 12)}"{tail}'
+    """`size`: bytes an event, exactly; `disorder`: the share of events that come up to 25 s after younger ones; `bad`: the share
+    that is not JSON; `rate`: events a second of event time."""
+    width = len(str(keys))
+    rest = tail(size - len(f'{{"user_id":{keys},"action":"view","timestamp":"2025-01-01T00:00:00.000000","device_id":"device_12345"'))
     second, prefix = None, ""
     for number in range(count):
         if bad and is_bad(number, bad):
@@ -41,8 +47,8 @@ def lines(count, keys, size, disorder, bad, rate):
             prefix = (START + datetime.timedelta(seconds=whole)).isoformat()
         # Each key once before any comes again: the multiplier is prime, and no factor of a number of keys.
         key = 1 + number * 2_654_435_761 % keys
-        yield (f'{{"user_id": {key}, "action": "click", "timestamp": "{prefix}.{micros % 1_000_000:06d}", '
-               f'"device_id": "device_{10000 + number % 90000}"{tail}\n')
+        yield (f'{{"user_id":{key:<{width}},"action":"view","timestamp":"{prefix}.{micros % 1_000_000:06d}",'
+               f'"device_id":"device_{10000 + number % 90000}"{rest}\n')
 
 
 def main(count, keys, size, disorder, bad, rate):

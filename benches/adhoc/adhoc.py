@@ -1,16 +1,12 @@
 """Ad-hoc SQL over the Parquet files that the engine itself wrote, beside DuckDB on the same files, query by query in turn.
 
-The answers must be the same. One JSON line a query on stdout, a table on stderr.
+Both as they are shipped, without a setting. The answers must be the same. One JSON line a query on stdout, a table on stderr.
 """
-import csv
-import io
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -52,19 +48,22 @@ DUCKDB = {
 }
 # Any ten rows will do.
 UNORDERED = {"first rows"}
+FIRST_MS = 100
 
 
 def main():
     rows = int(os.environ.get("BENCH_ROWS", "50000000").replace("_", ""))
     bench = prepare(with_topic=False)
     trial = filled(bench, rows)
+    sizes = [file.stat().st_size for file in (trial.lake / "user_events").rglob("*.parquet")]
+    lake = {"files": len(sizes), "lake_mb": round(sum(sizes) / 1e6, 1)}
     peer = DuckDb(trial)
     asked = os.environ.get("CASES", "").split(",") if os.environ.get("CASES") else list(QUERIES)
     results, failures = [], 0
     for name in asked:
         say(f"{name} …")
         try:
-            line = {"case": f"adhoc {name}", "rows": rows, **compare(bench, trial, peer, name, rows), **origin(bench, 0)}
+            line = {"case": f"adhoc {name}", "rows": rows, **lake, **compare(trial, peer, name, rows), **origin(bench, 0)}
         except (Failed, Wrong) as error:
             failures += 1
             say(f"error: {name}: {error}")
@@ -80,7 +79,7 @@ def main():
 
 def filled(bench, rows):
     """The lake of a run of `raw` over so many events; kept for the next time, as it takes minutes."""
-    trial = bench.trial("adhoc", id=f"adhoc-{rows}")
+    trial = bench.trial("adhoc", id=f"adhoc-default-{rows}")
     bench.servers.reset_database(trial.users)
     done = trial.folder / "done"
     if done.exists():
@@ -93,10 +92,10 @@ def filled(bench, rows):
     bench.servers.create_topic(trial.dead_letters)
     bench.servers.generate(topic, rows, "--start", START, "--event-rate", str(EVENT_RATE))
     say("into the lake …")
-    # Large batches: an hour of a quiet topic, not files of a second of this one.
-    large = ("--max-bytes-per-batch", "256 MB", "--buffer", "512 MB")
-    run = start(bench, trial, project.build(trial.folder / "queries", RAW), topic, "--until-caught-up", *large)
+    # No limits of a batch but those that are shipped.
+    run = start(bench, trial, project.build(trial.folder / "queries", RAW), topic, "--until-caught-up")
     run.finish()
+    trial.check("rows in the lake", bench.servers.count_parquet(trial.lake), rows - bench.servers.count_topic(trial.dead_letters))
     done.touch()
     return trial
 
@@ -125,41 +124,29 @@ class DuckDb:
         self.process.wait()
 
 
-def compare(bench, trial, peer, name, rows):
-    """ROUNDS times in turn; of ours the query's own time as it tells it, and that of the whole program."""
+def compare(trial, peer, name, rows):
+    """ROUNDS times in turn; of ours the query's own time as it tells it, of a program that has just started, and that of the whole
+    program. DuckDB's goes on running, with what it keeps from one query to the next."""
 
     def text(query, lake, users):
         return query.replace("{lake}", lake).replace("{users}", users).replace("{middle}", str(rows // 8))
 
     ours, theirs = text(QUERIES[name], "lake.user_events", "db.users"), text(DUCKDB.get(name, QUERIES[name]), "lake", "users")
-    took = {"query_ms": [], "parallel_query_ms": [], "program_ms": [], "cpu_ms": [], "duckdb_ms": [], "duckdb_cpu_ms": []}
+    took = {"query_ms": [], "program_ms": [], "cpu_ms": [], "duckdb_ms": [], "duckdb_cpu_ms": []}
     for _ in range(ROUNDS):
-        answer, query_ms, program_ms, cpu_ms = ask(bench, trial, ours)
-        # As shipped a query runs on one core; DuckDB takes all.
-        _, parallel_query_ms, _, _ = ask(bench, trial, ours, "--target-partitions", str(os.cpu_count()))
+        answer, (query_ms,), program_ms, cpu_ms = trial.ask(ours)
         before = peer.cpu()
         reply = peer.ask(theirs)
-        measured = (query_ms, parallel_query_ms, program_ms, cpu_ms, reply["ms"], (peer.cpu() - before) * 1e3)
+        measured = (query_ms, program_ms, cpu_ms, reply["ms"], (peer.cpu() - before) * 1e3)
         for values, value in zip(took.values(), measured):
             values.append(value)
-        wanted = [[plain(cell) for cell in row] for row in reply["rows"]]
+        answer, wanted = ([[plain(cell) for cell in row] for row in found] for found in (answer, reply["rows"]))
         if not (len(answer) == len(wanted) if name in UNORDERED else answer == wanted):
             raise Wrong(f"DuckDB answers otherwise\nours   {answer[:3]}\nDuckDB {wanted[:3]}")
+    if name == "first rows":
+        # In a prompt that is open: the same once more, by a program that has answered it before.
+        took["again_ms"] = [trial.ask(f"{ours}; {ours}")[1][-1] for _ in range(ROUNDS)]
     return {figure: round(statistics.median(values), 1) for figure, values in took.items()}
-
-
-def ask(bench, trial, query, *flags):
-    """(rows, ms of the query, ms of the program, CPU ms of the program)."""
-    command = [bench.poundlock, "sql", str(trial.folder / "queries"), "--name", trial.id, "--format", "csv", "--timing", *flags, "-c", query]
-    began, before = time.monotonic(), os.times()
-    done = subprocess.run(command, capture_output=True, text=True, env=trial.environment("none"))
-    program_ms, after = (time.monotonic() - began) * 1e3, os.times()
-    if done.returncode != 0:
-        raise Wrong(f"{' '.join(command)}\n{done.stderr}")
-    query_ms = float(re.search(r"([\d.]+) s$", done.stderr.strip())[1]) * 1e3
-    answer = [[plain(cell) for cell in row] for row in list(csv.reader(io.StringIO(done.stdout)))[1:]]
-    cpu_ms = (after.children_user - before.children_user + after.children_system - before.children_system) * 1e3
-    return answer, query_ms, program_ms, cpu_ms
 
 
 def plain(cell):
@@ -178,19 +165,23 @@ def table(results):
         return
     say("")
     faster = within = 0
-    rows = [["query", "ours ms", f"on {os.cpu_count()} cores", "DuckDB ms", "ours / DuckDB", "ours CPU ms", "DuckDB CPU ms", "program ms"]]
+    rows = [["query", "ours ms", "DuckDB ms", "ours / DuckDB", "ours CPU ms", "DuckDB CPU ms", "program ms"]]
     for line in results:
-        best = min(line["query_ms"], line["parallel_query_ms"])
-        ratio = best / line["duckdb_ms"]
+        ratio = line["query_ms"] / line["duckdb_ms"]
         faster += ratio < 1
         within += ratio <= 1.5
-        rows.append([line["case"].removeprefix("adhoc "), *(number(line[figure]) for figure in ("query_ms", "parallel_query_ms", "duckdb_ms")),
+        rows.append([line["case"].removeprefix("adhoc "), *(number(line[figure]) for figure in ("query_ms", "duckdb_ms")),
                      f"{ratio:.2f}", *(number(line[figure]) for figure in ("cpu_ms", "duckdb_cpu_ms", "program_ms"))])
     show(rows)
+    say(f"{results[0]['files']:,} files of {results[0]['lake_mb'] / results[0]['files']:.1f} MB, as a backlog leaves them with the limits of a batch "
+        f"that are shipped; {os.cpu_count()} cores")
     say(f"within 1.5 times of DuckDB: {within} of {len(results)} (target: all); faster: {faster} (target: half)")
     for line in results:
         if line["case"] == "adhoc first rows":
-            say(f"ten rows in {line['program_ms']:.0f} ms, the start of the program included (target: 100 ms)")
+            for figure, what in (("program_ms", "from the start of the program to its end"), ("query_ms", "by a program that has just started"),
+                                 ("again_ms", "once more by the same program")):
+                met = "met" if line[figure] <= FIRST_MS else "MISSED"
+                say(f"ten rows {what}: {line[figure]:.0f} ms (target: {FIRST_MS} ms; {met})")
 
 
 if __name__ == "__main__":

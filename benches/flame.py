@@ -1,20 +1,36 @@
 """Where the CPU time of one case goes: `perf` beside it, its stacks as a flame graph, the costliest functions on stderr.
 
 flame.py CASE: through `benches/run flame CASE`. Stacks are unwound from tables that every release build has; lines of the
-source it has not.
+source it has not. With DOCS set the drawing goes to docs/ too.
 """
 import html
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 
-from bench import prepare
+from bench import origin, prepare
 from measure import say
 from ours import CASES
+from servers import ROOT
 
-WIDTH, ROW, LEAST = 1600, 17, 0.001  # px, px, share of all samples that is still drawn
+WIDTH, ROW, CHARACTER = 1200, 17, 7  # px; no monospace font of 11 px is wider
+LEAST, BYTES_MAX = 0.001, 400_000  # share of all samples that is still drawn: more, until the drawing is small enough
 HASH = re.compile(r"::h[0-9a-f]{16}$")
+# Frames that only call the next one: of the runtime, of threads, of closures, of what is polled.
+WRAPPER = re.compile(
+    r"^(_start|start_thread|clone3?|__clone\w*|__libc_start\w*|main|\?|\[unknown\]|std::(rt|sys|panic|panicking|thread)\b.*|__rust_\w+|tokio::.*"
+    r"|<?(core|alloc|std|futures\w*|tracing)::(ops::function|panic|boxed|future|pin|task|stream|instrument|iter|thread)\b.*"
+    r"|<.* as (core|futures\w*|tokio)::[^>]*>::(poll|poll_next|call_once|call_mut|call)|.*::\{\{vtable\.shim\}\}.*)$")
+STYLE = """
+text { fill: #1f2328 } .page { fill: #fff } .title { font-size: 14px }
+.ours { fill: #a9cdf7 } .a { fill: #f8d3a2 } .b { fill: #f5c08f } .c { fill: #f2dd9e }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .page { fill: #0d1117 }
+  .ours { fill: #1f4f87 } .a { fill: #6b4a20 } .b { fill: #74401c } .c { fill: #5c4c18 }
+}
+"""
 
 
 def main(case):
@@ -28,12 +44,15 @@ def main(case):
     # For other tools: one line a stack, frames by ';', then its samples.
     folded = bench.work / f"flame-{case}.folded"
     folded.write_text("".join(f"{';'.join(stack)} {samples}\n" for stack, samples in stacks.items()))
-    svg = bench.work / f"flame-{case}.svg"
-    svg.write_text(draw(stacks, f"poundlock, case {case}: share of CPU time by stack"))
+    of = origin(bench, 0)
+    title = f"poundlock {of['commit']}, {of['at'][:10]}, case {case}: share of CPU time by stack"
+    drawings = [bench.work / f"flame-{case}.svg", *[ROOT / "docs" / f"flame-{case}.svg"] * bool(os.environ.get("DOCS"))]
+    drawing = small(stacks, title)
+    for svg in drawings:
+        svg.write_text(drawing)
     recording.unlink()
     costliest(stacks)
-    say(f"\n{svg}")
-    print(svg)
+    print(*drawings, sep="\n")
 
 
 def fold(recording):
@@ -70,7 +89,26 @@ def costliest(stacks):
             say(f"{samples / total:6.1%}  {name[:140]}")
 
 
-def draw(stacks, title):
+def small(stacks, title):
+    """The drawing, without what only calls the next frame, and with as many of the thin stacks as its size allows."""
+    plain = Counter()
+    for (thread, *frames), samples in stacks.items():
+        plain[thread, *(short(name) for name in frames if not WRAPPER.match(name))] += samples
+    least = LEAST
+    while len(drawing := draw(plain, title, least)) > BYTES_MAX:
+        least *= 1.5
+    return drawing
+
+
+def short(name):
+    """Without the types in its angle brackets, but for what a method is of: `<T as Trait<U>>::f` is `T::f`."""
+    name = re.sub(r"^<(.*?)(?: as .*)?>::(?=[^>]*$)", r"\1::", name)
+    while (shorter := re.sub(r"(::)?<[^<>]*>", "", name)) != name:
+        name = shorter
+    return name[:100]
+
+
+def draw(stacks, title, least):
     total = sum(stacks.values())
     tree = {}
     for stack, samples in stacks.items():
@@ -79,33 +117,32 @@ def draw(stacks, title):
             node = level.setdefault(name, [0, {}])
             node[0] += samples
             level = node[1]
-    rectangles, depth_max = [], 0
+    boxes, depth_max = [], 0
     waiting = [(tree, 0.0, 0)]
     while waiting:
         level, x, depth = waiting.pop()
-        depth_max = max(depth_max, depth)
         for name, (samples, below) in sorted(level.items()):
             share = samples / total
-            if share >= LEAST:
-                rectangles.append((x * WIDTH, depth, share * WIDTH, name, share))
+            if share >= least:
+                boxes.append((x * WIDTH, depth, share * WIDTH, name, share))
+                depth_max = max(depth_max, depth)
                 waiting.append((below, x, depth + 1))
             x += share
-    height = (depth_max + 2) * ROW + 30
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="monospace" font-size="11">',
-           f'<rect width="100%" height="100%" fill="#fff"/><text x="8" y="18" font-size="14">{html.escape(title)}, {total:,} samples</text>']
-    for x, depth, width, name, share in rectangles:
+    height = (depth_max + 1) * ROW + 30
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="monospace" font-size="11">',
+           f'<style>{STYLE}</style><rect class="page" width="100%" height="100%"/>',
+           f'<text class="title" x="4" y="18">{html.escape(title)}, {total:,} samples</text>']
+    for x, depth, width, name, share in boxes:
         y = height - (depth + 1) * ROW
-        # The same function has the same colour everywhere; ours are blue.
-        hue = 210 if "poundlock" in name else 20 + hash_of(name) % 40
-        label = html.escape(name if len(name) * 6.7 < width else name[-int(width / 6.7):] if width > 40 else "")
-        out.append(f'<g><title>{html.escape(name)} {share:.2%}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW - 1}" '
-                   f'fill="hsl({hue},70%,{70 + hash_of(name) % 12}%)"/><text x="{x + 2:.1f}" y="{y + 12}">{label}</text></g>')
+        # The same function has the same colour everywhere.
+        colour = "ours" if "poundlock" in name else "abc"[sum(name.encode()) % 3]
+        room = int((width - 5) / CHARACTER)
+        label = name if len(name) <= room else f"…{name[1 - room:]}" if room > 3 else ""
+        text = f'<text x="2" y="12">{html.escape(label)}</text>' if label else ""
+        # A drawing within the drawing cuts off what a wide font lets stand out.
+        out.append(f'<svg x="{x:.1f}" y="{y}" width="{max(width - 0.5, 0.5):.1f}" height="{ROW - 1}"><title>{html.escape(name)} {share:.1%}</title>'
+                   f'<rect class="{colour}" width="100%" height="100%"/>{text}</svg>')
     return "\n".join([*out, "</svg>\n"])
-
-
-def hash_of(name):
-    """The same in every run, other than Python's own."""
-    return sum(name.encode()) * 31 % 97
 
 
 if __name__ == "__main__":

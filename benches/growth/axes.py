@@ -76,7 +76,7 @@ AXES = {
     "panes a window": Axis(
         {panes: replace(BASE, slide=f"{60 // panes} seconds") for panes in (1, 12, 60)},
         "All are judged, though an event counts in as many windows as there are panes, and so many times more rows leave: it is counted once, in its "
-        "pane, and panes are put together only when their window closes."),
+        "pane, and windows are put together from panes."),
     "disorder": Axis(
         points(disorder=(0.0, 0.1, 0.5, 1.0)),
         "The share of events that come up to 25 s after younger ones. The same work: all are judged."),

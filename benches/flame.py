@@ -22,7 +22,9 @@ HASH = re.compile(r"::h[0-9a-f]{16}$")
 WRAPPER = re.compile(
     r"^(_start|start_thread|clone3?|__clone\w*|__libc_start\w*|main|\?|\[unknown\]|std::(rt|sys|panic|panicking|thread)\b.*|__rust_\w+|tokio::.*"
     r"|<?(core|alloc|std|futures\w*|tracing)::(ops::function|panic|boxed|future|pin|task|stream|instrument|iter|thread)\b.*"
-    r"|<.* as (core|futures\w*|tokio)::[^>]*>::(poll|poll_next|call_once|call_mut|call)|.*::\{\{vtable\.shim\}\}.*)$")
+    r"|<.* as (core|futures\w*|tokio)::[^>]*>::(poll|poll_next|call_once|call_mut|call))$")
+# Where the kernel begins: what it does then is one frame.
+KERNEL = re.compile(r"^(asm_\w+|entry_SYSCALL\w+)$")
 STYLE = """
 text { fill: #1f2328 } .page { fill: #fff } .title { font-size: 14px }
 .ours { fill: #a9cdf7 } .a { fill: #f8d3a2 } .b { fill: #f5c08f } .c { fill: #f2dd9e }
@@ -93,17 +95,28 @@ def small(stacks, title):
     """The drawing, without what only calls the next frame, and with as many of the thin stacks as its size allows."""
     plain = Counter()
     for (thread, *frames), samples in stacks.items():
-        plain[thread, *(short(name) for name in frames if not WRAPPER.match(name))] += samples
+        plain[thread, *telling(frames)] += samples
     least = LEAST
     while len(drawing := draw(plain, title, least)) > BYTES_MAX:
         least *= 1.5
     return drawing
 
 
+def telling(frames):
+    kept = []
+    for frame in frames:
+        name = short(frame)
+        if not (WRAPPER.match(frame) or WRAPPER.match(name) or kept[-1:] == [name]):
+            kept.append(name)
+        if KERNEL.match(frame):
+            break
+    return kept
+
+
 def short(name):
-    """Without the types in its angle brackets, but for what a method is of: `<T as Trait<U>>::f` is `T::f`."""
+    """Without the types in its angle brackets, but for what a method is of: `<T as Trait<U>>::f` is `T::f`. A closure is its function."""
     name = re.sub(r"^<(.*?)(?: as .*)?>::(?=[^>]*$)", r"\1::", name)
-    while (shorter := re.sub(r"(::)?<[^<>]*>", "", name)) != name:
+    while (shorter := re.sub(r"(::)?<[^<>]*>|(::\{\{[\w.]+\}\})+$", "", name)) != name:
         name = shorter
     return name[:100]
 

@@ -28,7 +28,7 @@ demo: prerequisites
 test: prerequisites
 	tests/services/with kafka postgres -- cargo test --locked --features failpoints -- --include-ignored
 
-# The budget wants a release build and valgrind: it fails beyond 1.1 times of benches/instructions.json.
+# The budget wants a release build and valgrind: it fails beyond 1.05 times of benches/instructions.json.
 test-all: export POUNDLOCK_KILLS ?= 200
 test-all: test bench-instructions
 

@@ -17,8 +17,8 @@ from servers import ROOT
 
 BUDGETS = ROOT / "benches" / "instructions.json"
 EVENTS = 200_000
-# What waits and polls differs from run to run.
-SLACK = 1.10
+# What waits and polls differs from run to run: by 1.4 % in four of them, on a busy machine.
+SLACK = 1.05
 
 
 def main():

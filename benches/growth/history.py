@@ -17,7 +17,7 @@ from expected import valid
 from measure import say
 from ours import LIMIT_S, batches, lines, rows_committed, start
 
-RATE = 1_000
+RATE = 500
 MANY_S = 360  # for the real batches, if they are not there before
 STEP_S = 20  # of events; then what is kept is counted
 WARM_S = 120  # windows close by then, and records are removed

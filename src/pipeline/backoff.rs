@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{Error, Result};
 
 /// A sink that fails so often in a row, or for an hour, stops the pipeline: nothing is lost, Kafka holds the data, a
@@ -63,6 +65,21 @@ impl Backoff {
         self.attempt += 1;
         self.pause = (pause * 2).min(BACKOFF_MAX);
         Ok(())
+    }
+
+    /// As [`Backoff::after`]. When it is told to stop, a pause ends at once, and only what is under way is tried.
+    ///
+    /// # Errors
+    /// Also if it was told to stop before.
+    pub async fn unless(&mut self, stop: &CancellationToken, error: Error, name: &str, what: &str) -> Result<()> {
+        if stop.is_cancelled() {
+            let hint = "it was told to stop, so it is not tried again; the next start finishes the batch";
+            return Err(error.hint(hint));
+        }
+        tokio::select! {
+            waited = self.after(error, name, what) => waited,
+            () = stop.cancelled() => Ok(()), // once more
+        }
     }
 }
 

@@ -7,12 +7,11 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
-use arrow::buffer::ScalarBuffer;
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Int64Type};
 
 use super::run::RefusedRow;
-use crate::connector::{Chunk, InsertRows, Refusal, TableDefinition, nullable};
+use crate::connector::{InsertRows, Refusal, TableDefinition, nullable};
 use crate::error::reason_text;
 use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
@@ -47,16 +46,15 @@ impl DeadLetter {
 
     /// # Errors
     /// The sink named a row that the INSERT does not have.
-    pub fn of_sink(refusal: &Refusal, insert: &InsertRows, records: &Records) -> Result<Self> {
+    pub fn of_sink(refusal: &Refusal, insert: &InsertRows) -> Result<Self> {
         let mut position = refusal.row;
         for batch in &insert.rows {
             if position < batch.num_rows() {
                 let row = batch.slice(position, 1);
                 let (topic, partition, offset) =
                     (text(&row, "topic"), number(&row, "partition"), number(&row, "offset"));
-                let of_record = || records.raw(topic.as_deref(), partition?, offset?);
                 return Ok(Self {
-                    raw: column(&row, "raw").cloned().or_else(of_record),
+                    raw: column(&row, "raw").cloned(),
                     error: refusal.error.clone(),
                     stage: "sink",
                     sink: Some(insert.table.name.clone()),
@@ -84,41 +82,15 @@ impl DeadLetter {
     pub fn reason(&self) -> &str {
         &self.error
     }
-}
 
-/// The bytes of a batch's records, of the sources that declare `_raw`: kept until its sinks have said what they refuse.
-#[derive(Debug, Default)]
-pub struct Records(Vec<Bytes>);
-
-#[derive(Debug)]
-struct Bytes {
-    topic: String,
-    partition: i64,
-    /// Ascending.
-    offsets: ScalarBuffer<i64>,
-    raw: ArrayRef,
-}
-
-impl Records {
-    pub fn add(&mut self, source: &TableDefinition, chunks: &[Chunk]) {
-        let bytes = chunks.iter().filter_map(|chunk| {
-            let raw = Arc::clone(chunk.rows.column_by_name("_raw")?);
-            let (topic, partition) = (source.location.clone(), i64::from(chunk.partition));
-            Some(Bytes { topic, partition, offsets: chunk.offsets.clone(), raw })
-        });
-        self.0.extend(bytes);
+    /// Topic, if it is known, partition and offset of the record whose bytes are missing here.
+    pub fn wants_record(&self) -> Option<(Option<&str>, i64, i64)> {
+        self.raw.is_none().then_some((self.topic.as_deref(), self.partition?, self.offset?))
     }
 
-    /// Without a topic, of whichever has the offset, if there is one.
-    fn raw(&self, topic: Option<&str>, partition: i64, offset: i64) -> Option<ArrayRef> {
-        let of_topic = |bytes: &&Bytes| bytes.partition == partition && topic.is_none_or(|topic| bytes.topic == topic);
-        let mut found = self.0.iter().filter(of_topic).filter_map(|bytes| {
-            let row = bytes.offsets.binary_search(&offset).ok()?;
-            Some(bytes.raw.slice(row, 1))
-        });
-        let first = found.next();
-        // Two sources may read one topic.
-        if topic.is_none() && found.next().is_some() { None } else { first }
+    /// With the bytes of its record, one value.
+    pub fn set_raw(&mut self, raw: Option<ArrayRef>) {
+        self.raw = raw;
     }
 }
 
@@ -225,52 +197,5 @@ mod tests {
         }
         assert_eq!(rows[0]["raw"].as_string_view().value(0), "ab");
         assert!(rows[0]["row_json"].as_string_view().value(0).contains("\"t\":\"cd\""));
-    }
-
-    #[test]
-    fn a_row_that_a_sink_refused_has_the_bytes_of_its_record_and_the_reason() {
-        let field = |name: &str, of: DataType| Field::new(name, of, true);
-        let table = |location: &str, fields: Vec<Field>| {
-            Arc::new(TableDefinition {
-                name: "t".into(),
-                schema: Arc::new(Schema::new(fields)),
-                primary_key: vec![],
-                unbounded: false,
-                stored_as: "KAFKA".into(),
-                location: location.into(),
-                partition_columns: vec![],
-                options: [].into(),
-                place: String::new(),
-            })
-        };
-        let raw: ArrayRef = Arc::new(BinaryArray::from(vec![&b"seven"[..], &b"nine"[..]]));
-        let rows = RecordBatch::try_from_iter([("_raw", raw)]).unwrap();
-        let chunk = Chunk { partition: 3, rows, offsets: vec![7, 9].into(), undecodable: 0, bytes: 9 };
-        let (mut records, mut two) = (Records::default(), Records::default());
-        records.add(&table("events", vec![]), std::slice::from_ref(&chunk));
-        for topic in ["events", "others"] {
-            two.add(&table(topic, vec![]), std::slice::from_ref(&chunk));
-        }
-        let letter = |records: &Records, topic: Option<&str>, offset: i64| {
-            let (topic, partition): (ArrayRef, ArrayRef) =
-                (Arc::new(StringArray::from(vec![topic])), Arc::new(arrow::array::Int32Array::from(vec![3])));
-            let offset: ArrayRef = Arc::new(arrow::array::Int64Array::from(vec![offset]));
-            let row = [("topic", topic), ("partition", partition), ("_offset", offset)];
-            let rows = vec![RecordBatch::try_from_iter(row).unwrap()];
-            let insert = InsertRows { insert: 0, table: table("x", vec![]), rows, hash: String::new() };
-            let refusal = Refusal { insert: 0, row: 0, error: "too long".into() };
-            let letter = DeadLetter::of_sink(&refusal, &insert, records).unwrap();
-            let columns = vec![field("dq_reason", DataType::Utf8), field("raw", DataType::Binary)];
-            let rows = super::rows(&[letter], 1, &table("dead", columns)).unwrap();
-            assert_eq!(rows[0]["dq_reason"].as_string::<i32>().value(0), "too long");
-            let raw = rows[0]["raw"].as_binary::<i32>();
-            raw.is_valid(0).then(|| String::from_utf8(raw.value(0).to_vec()).unwrap())
-        };
-        assert_eq!(letter(&records, Some("events"), 9).as_deref(), Some("nine"));
-        assert_eq!(letter(&records, None, 7).as_deref(), Some("seven"));
-        assert_eq!(letter(&two, Some("others"), 7).as_deref(), Some("seven"));
-        for (records, topic, offset) in [(&records, Some("events"), 8), (&records, Some("other"), 7), (&two, None, 7)] {
-            assert_eq!(letter(records, topic, offset), None);
-        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::dead_letters::{DeadLetter, Records};
+use super::dead_letters::DeadLetter;
 use super::run::{Batch, Outcome, SourceBatch, maxima};
 use super::start::{Pipeline, now};
 use super::write::{ToWrite, Written};
@@ -52,13 +52,6 @@ impl Pipeline {
             letters.push(DeadLetter::of_query(row, &self.program.tables[&row.source]));
         }
         let after = batch.sources.iter().map(|(name, source)| (name.clone(), source.after)).collect();
-        let mut records = Records::default();
-        // Only for a column that somebody wants.
-        if self.program.dead_letters.as_ref().is_some_and(|table| table.schema.index_of("raw").is_ok()) {
-            for (name, source) in &batch.sources {
-                records.add(&self.program.tables[name], &source.chunks);
-            }
-        }
         drop(batch);
         let mut delta = ImageWriter::default();
         for (store, part) in self.runner.stores().iter().zip(&deltas) {
@@ -82,7 +75,7 @@ impl Pipeline {
         };
         let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
         let (number, planned_at) = (plan.number, plan.planned_at);
-        let to_write = ToWrite { number, planned_at, offsets, inserts, refused_by_query: letters, records };
+        let to_write = ToWrite { number, planned_at, offsets, inserts, refused_by_query: letters };
         Ok(Executed { to_write, commit, delta: delta.finish(), snapshot })
     }
 

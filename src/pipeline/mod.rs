@@ -19,6 +19,8 @@ mod refused;
 
 pub mod dead_letters;
 
+mod records;
+
 pub mod dimension;
 
 pub mod write;

@@ -4,6 +4,8 @@
 //! aggregates. There a part of a batch fails exactly if one of its rows fails alone. All else (an expression over a
 //! windowed view, a batch's own aggregate) may fail for reasons that lie in other rows: that stops the pipeline.
 
+use std::sync::Arc;
+
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use datafusion::error::DataFusionError;
@@ -115,7 +117,7 @@ impl Runner {
         match part {
             Part::Store(number) => self.delta(number, batch, false).await.map(drop),
             Part::Insert(number) => {
-                let rows = self.insert_rows(number, batch, false).collect(context).await;
+                let rows = self.insert_rows(number, batch, false, &Arc::default()).collect(context).await;
                 rows.map(drop).map_err(|error| self.failure_of_insert(error, number))
             }
         }

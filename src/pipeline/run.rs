@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::plans::{Of, Plans};
 use super::refused::{Failure, Part, stopped};
-use super::rows;
+use super::rows::{self, Digests};
 use crate::checkpoint::record::ViewAccount;
 use crate::connector::{Chunk, InsertRows, nullable};
 use crate::sql::Program;
@@ -150,9 +150,10 @@ impl Runner {
         self.pin(batch);
         let shared = self.pin_shared();
         let (deltas, views) = self.windows(batch, shared).await?;
+        let digests = Arc::new(Digests::default());
         let mut running = JoinSet::new();
         for number in 0..self.program.inserts.len() {
-            let rows = self.insert_rows(number, batch, shared);
+            let rows = self.insert_rows(number, batch, shared, &digests);
             // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
             // of floating-point numbers, and so the hash of a replay, depend on it.
             let row_wise = self.program.inserts[number].row_wise_over.is_some();
@@ -175,7 +176,13 @@ impl Runner {
     }
 
     /// Over the shared rows that are pinned, or as it was written.
-    pub(super) fn insert_rows(&self, number: usize, batch: &Batch, shared: bool) -> InsertQuery {
+    pub(super) fn insert_rows(
+        &self,
+        number: usize,
+        batch: &Batch,
+        shared: bool,
+        digests: &Arc<Digests>,
+    ) -> InsertQuery {
         let insert = &self.program.inserts[number];
         // More than one partition come back in any order.
         let in_order = insert.in_source_order && batch.partitions == 1;
@@ -187,6 +194,7 @@ impl Runner {
             params: self.params(batch, &insert.sources),
             schema: Arc::clone(&self.schemas[number]),
             sorted: !in_order,
+            digests: Arc::clone(digests),
         }
     }
 
@@ -323,6 +331,7 @@ pub(super) struct InsertQuery {
     params: Params,
     schema: SchemaRef,
     sorted: bool,
+    digests: Arc<Digests>,
 }
 
 impl InsertQuery {
@@ -340,7 +349,7 @@ impl InsertQuery {
         if self.sorted {
             batches = rows::sort(batches).map_err(external)?;
         }
-        let hash = rows::hash(&batches).map_err(external)?;
+        let hash = self.digests.hash(&batches).map_err(external)?;
         Ok((batches, hash))
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::dimension::Dimension;
 use super::pending::{finish_old, forget_unfit, plan_anew};
+use super::records::Sources;
 use super::restore::ResetState;
 use super::run::Runner;
 use super::watermark::Watermark;
@@ -172,7 +173,11 @@ impl Pipeline {
 pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint, takes_over: bool) -> Result<Sinks> {
     let sinks = connector::sinks(&program.written())?;
     let identity = Identity { takes_over, ..checkpoint.identity().clone() };
-    Sinks::open(sinks, &identity, program.dead_letters.clone(), program.numbers).await
+    let letters = program.dead_letters.clone();
+    // Only for a column that somebody wants.
+    let wanted = letters.as_ref().is_some_and(|table| table.schema.index_of("raw").is_ok());
+    let sources = Sources::new(program.sources.iter().map(|source| &source.table).filter(|_| wanted));
+    Sinks::open(sinks, &identity, letters, program.numbers, sources).await
 }
 
 /// Offsets mean something only in the topic they are of.

@@ -204,7 +204,7 @@ impl Pipeline {
             sources,
             program: self.text.clone(),
             dimensions,
-            partitions: settings.target_partitions,
+            partitions: settings.partitions_of_pipeline(),
             close_windows,
             limits: Some(limits),
             off: Some(self.program.off.clone()),

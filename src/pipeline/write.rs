@@ -11,8 +11,9 @@ use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, retry_at_start};
-use super::dead_letters::{self, DeadLetter, Records};
-use super::rows;
+use super::dead_letters::{self, DeadLetter};
+use super::records::Sources;
+use super::rows::Digests;
 use crate::checkpoint::{BatchPlan, Checkpoint};
 use crate::connector::{
     Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
@@ -24,6 +25,7 @@ use crate::{Error, Result};
 pub struct Sinks {
     sinks: Vec<OpenSink>,
     dead_letters: Option<Arc<TableDefinition>>,
+    sources: Sources,
     /// INSERTs in the files: the engine's own rows of dead letters are numbered after them.
     inserts: usize,
     /// When it is cancelled, nothing is tried again: the next start finishes the batch.
@@ -60,7 +62,6 @@ pub struct ToWrite {
     pub offsets: BTreeMap<String, Ranges>,
     pub inserts: Vec<InsertRows>,
     pub refused_by_query: Vec<DeadLetter>,
-    pub records: Records,
 }
 
 impl Sinks {
@@ -70,6 +71,7 @@ impl Sinks {
         identity: &Identity,
         dead_letters: Option<Arc<TableDefinition>>,
         inserts: usize,
+        sources: Sources,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
             let name = sink.name().to_string();
@@ -77,7 +79,7 @@ impl Sinks {
             Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
-        Ok(Self { sinks, dead_letters, inserts, stop: CancellationToken::new() })
+        Ok(Self { sinks, dead_letters, sources, inserts, stop: CancellationToken::new() })
     }
 
     pub fn stop_with(&mut self, stop: CancellationToken) {
@@ -116,8 +118,9 @@ impl Sinks {
         for refusal in &refusals {
             let insert = batch.inserts.iter().find(|rows| rows.insert == refusal.insert);
             let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
-            letters.push(DeadLetter::of_sink(refusal, insert, &batch.records)?);
+            letters.push(DeadLetter::of_sink(refusal, insert)?);
         }
+        self.find_records(batch, &mut letters).await?;
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
         point!("write::before_dead_letters");
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
@@ -129,6 +132,21 @@ impl Sinks {
         }
         point!("write::after_dead_letters");
         Ok(written)
+    }
+
+    /// # Errors
+    /// A source cannot be read, for too long.
+    async fn find_records(&self, batch: &ToWrite, letters: &mut [DeadLetter]) -> Result<()> {
+        let mut backoff = Backoff::while_running();
+        loop {
+            match self.sources.records(letters, &batch.offsets).await {
+                Ok(records) => {
+                    records.fill(letters);
+                    return Ok(());
+                }
+                Err(error) => backoff.unless(&self.stop, error, "source", "read refused records again").await?,
+            }
+        }
     }
 
     /// # Errors
@@ -153,7 +171,7 @@ impl Sinks {
         let mut rows = dead_letters::rows(&batch.refused_by_query, batch.number, table)?;
         rows.extend(dead_letters::rows(of_sinks, batch.number, table)?);
         if !rows.is_empty() {
-            let hash = rows::hash(&rows)?;
+            let hash = Digests::default().hash(&rows)?;
             let own = InsertRows { insert: self.inserts, table: Arc::clone(table), rows, hash };
             written.engine_rows = Some(own.clone());
             dead.push(own);
@@ -216,15 +234,7 @@ async fn write_one(
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
-            Err(error) if stop.is_cancelled() => {
-                return Err(
-                    error.hint("it was told to stop, so it is not tried again; the next start finishes the batch")
-                );
-            }
-            Err(error) => tokio::select! {
-                waited = backoff.after(error, open.sink.name(), "write") => waited?,
-                () = stop.cancelled() => {} // once more
-            },
+            Err(error) => backoff.unless(stop, error, open.sink.name(), "write").await?,
         }
     };
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {

@@ -22,7 +22,10 @@ use crate::{Error, Result};
 pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValues) -> Result<SessionContext> {
     let options = config.options_mut();
     options.sql_parser.collect_spans = true;
-    options.execution.target_partitions = settings.target_partitions;
+    options.execution.target_partitions = match values {
+        BatchValues::Placeholders => settings.partitions_of_pipeline(),
+        _ => settings.partitions_of_query(),
+    };
     // A bounded pool keeps too little for merging spilled runs by default: a small sort would fail early.
     options.execution.sort_spill_reservation_bytes = (settings.memory / 64).min(10 << 20);
     options.execution.parquet.pushdown_filters = true;

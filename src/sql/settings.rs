@@ -34,7 +34,8 @@ pub struct Settings {
     pub buffer: usize,
     /// Bytes, for queries.
     pub memory: usize,
-    pub target_partitions: usize,
+    /// Parallel parts of a query, if it was said.
+    pub target_partitions: Option<usize>,
     pub migrate: bool,
     /// Batches from one snapshot of the window state to the next.
     pub snapshot_interval: u64,
@@ -122,9 +123,9 @@ const REGISTRY: &[SettingDoc] = &[
         name: "target_partitions",
         flag: "target-partitions",
         environment: &["POUNDLOCK_TARGET_PARTITIONS"],
-        default: Some("1"),
+        default: None,
         value: "COUNT",
-        doc: "Parallel parts of each query. More than 1 pays off beyond 100,000 rows a batch",
+        doc: "Parallel parts of each query: unless set, 1 in a pipeline (more pays off beyond 100,000 rows a batch), and one for every core in `poundlock sql`",
     },
     SettingDoc {
         name: "migrate",
@@ -185,7 +186,7 @@ pub fn resolve(
         max_bytes_per_batch: reader.size("max_bytes_per_batch", 1 << 10..=1 << 40),
         buffer: reader.size("buffer", 1 << 10..=1 << 40),
         memory: reader.size("memory", 16 << 20..=1 << 50),
-        target_partitions: reader.count("target_partitions", 1..=1_024),
+        target_partitions: reader.target_partitions(),
         migrate: reader.boolean("migrate"),
         snapshot_interval: reader.count("snapshot_interval", 1..=1_000_000) as u64,
     };
@@ -230,6 +231,17 @@ pub fn configure(mut config: SessionConfig, files: &Files, statements: &[Stateme
 }
 
 impl Settings {
+    /// Parallel parts of a pipeline's queries.
+    pub fn partitions_of_pipeline(&self) -> usize {
+        self.target_partitions.unwrap_or(1)
+    }
+
+    /// Parallel parts of an ad-hoc query.
+    pub fn partitions_of_query(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.target_partitions.unwrap_or_else(cores)
+    }
+
     /// # Errors
     /// The pipeline has no name.
     pub fn name(&self) -> Result<&str> {
@@ -331,6 +343,11 @@ impl Reader<'_> {
             let begins = value.starts_with(|c: char| c.is_ascii_alphanumeric());
             (begins && value.len() <= 64 && value.chars().all(fits)).then(|| value.to_string())
         }))
+    }
+
+    fn target_partitions(&mut self) -> Option<usize> {
+        self.value("target_partitions")?;
+        Some(self.count("target_partitions", 1..=1_024))
     }
 
     fn boolean(&mut self, name: &str) -> bool {

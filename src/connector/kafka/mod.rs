@@ -37,6 +37,9 @@ pub mod generator;
 
 pub mod mock;
 
+#[cfg(test)]
+mod real_topics;
+
 pub use bounded::bounded_table;
 pub use options::KafkaTable;
 pub use sink::KafkaSink;

@@ -122,7 +122,7 @@ impl Table {
         let schema = nullable(&self.file_schema());
         let columns = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
         let row = RecordBatch::try_new(schema, columns)?;
-        sink::encode(self, &row)?;
+        sink::encode(self, &[row])?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
-use arrow::compute::{concat_batches, take_record_batch};
+use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Schema};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -20,8 +20,8 @@ pub(super) const PARTITIONS_PER_INSERT: usize = 1_000;
 pub(super) struct Part {
     /// `column=value/column=value`, empty where the table is not partitioned.
     pub folder: String,
-    /// Without the partition columns; never empty.
-    pub rows: RecordBatch,
+    /// Without the partition columns; not empty, nor is one of them.
+    pub rows: Vec<RecordBatch>,
 }
 
 /// Types whose values have one text each.
@@ -140,9 +140,9 @@ impl Group {
     }
 }
 
-/// One batch, so that the file's bytes follow from the rows and not from how they were cut into batches; all columns
-/// nullable, so that a NULL where none was declared is not lost with the whole batch.
-fn file_rows(table: &Table, batches: &[RecordBatch]) -> Result<RecordBatch> {
+/// All columns nullable, so that a NULL where none was declared is not lost with the whole batch. The record batches stay as
+/// they are: how rows are cut into them follows from the plan, so a replay makes the same file.
+fn file_rows(table: &Table, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
     let first = &batches[0];
     let fields = table.file_columns.iter().map(|i| {
         let name = table.definition.schema.field(*i).name().clone();
@@ -153,11 +153,7 @@ fn file_rows(table: &Table, batches: &[RecordBatch]) -> Result<RecordBatch> {
         let columns = table.file_columns.iter().map(|i| batch.column(*i).clone()).collect();
         RecordBatch::try_new(schema.clone(), columns)
     };
-    let projected = batches.iter().map(project).collect::<Result<Vec<_>, _>>()?;
-    match projected.as_slice() {
-        [one] => Ok(one.clone()),
-        many => Ok(concat_batches(&schema, many)?),
-    }
+    Ok(batches.iter().map(project).collect::<Result<_, _>>()?)
 }
 
 fn too_many(table: &Table) -> Error {

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
+use arrow::array::{Array, RecordBatch, UInt32Array};
 use arrow::compute::take;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -277,35 +277,48 @@ impl Encoded {
     }
 }
 
-pub(super) fn encode(table: &Table, rows: &RecordBatch) -> parquet::errors::Result<Bytes> {
+/// Of one file; its rows are not empty.
+pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Result<Bytes> {
+    let Some(first) = rows.first() else { return Ok(Bytes::new()) };
+    let schema = first.schema();
     let mut properties = WriterProperties::builder()
         .set_compression(table.compression)
         .set_max_row_group_row_count(Some(table.rows_per_row_group))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
-        if !repeats(column)? {
+    for (index, field) in schema.fields().iter().enumerate() {
+        if !repeats(rows, index)? {
             properties = properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), false);
         }
     }
     let properties = properties.build();
     // No Arrow schema in the file: a reader that follows it would see string views, which few know.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), rows.schema(), options)?;
-    writer.write(rows)?;
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
+    for batch in rows {
+        writer.write(batch)?;
+    }
     Ok(writer.into_inner()?.into())
 }
 
 /// Whether the values of a column come again, so that a dictionary of them is worth its making: judged by some of them.
 /// A column of structs, lists or maps is not judged.
-fn repeats(column: &ArrayRef) -> parquet::errors::Result<bool> {
-    if column.len() < SAMPLE || column.data_type().is_nested() {
+fn repeats(rows: &[RecordBatch], column: usize) -> parquet::errors::Result<bool> {
+    let total: usize = rows.iter().map(RecordBatch::num_rows).sum();
+    if total < SAMPLE || rows.iter().any(|batch| batch.column(column).data_type().is_nested()) {
         return Ok(true);
     }
     // Rows of one moment often have one value: from all over the file.
-    let rows = UInt32Array::from_iter_values((0..SAMPLE).map(|n| (n * column.len() / SAMPLE) as u32));
-    let sample = take(column, &rows, None)?;
-    let mut hashes = vec![0; SAMPLE];
-    create_hashes([&sample], &RandomState::with_seed(0), &mut hashes)
-        .map_err(|e| ParquetError::External(Box::new(e)))?;
-    Ok(hashes.into_iter().collect::<HashSet<u64>>().len() < SAMPLE / 2)
+    let (mut seen, mut first_row, mut sampled) = (HashSet::new(), 0, 0);
+    for batch in rows {
+        let end = first_row + batch.num_rows();
+        let places = (sampled..SAMPLE).map(|n| n * total / SAMPLE).take_while(|row| *row < end);
+        let places = UInt32Array::from_iter_values(places.map(|row| (row - first_row) as u32));
+        (first_row, sampled) = (end, sampled + places.len());
+        let sample = take(batch.column(column), &places, None)?;
+        let mut hashes = vec![0; sample.len()];
+        create_hashes([&sample], &RandomState::with_seed(0), &mut hashes)
+            .map_err(|e| ParquetError::External(Box::new(e)))?;
+        seen.extend(hashes);
+    }
+    Ok(seen.len() < SAMPLE / 2)
 }

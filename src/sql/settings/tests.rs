@@ -26,7 +26,7 @@ fn defaults_are_in_the_registry() {
             max_bytes_per_batch: 64_000_000,
             buffer: 48_000_000,
             memory: 1 << 30,
-            target_partitions: 1,
+            target_partitions: None,
             migrate: true,
             snapshot_interval: 64,
         }

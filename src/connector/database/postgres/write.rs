@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Rows are sent in blocks, each in the order of their key (`order`), but encoded as they came: to read ten columns here
-//! and there costs ten cache misses a row, to read its encoded form one. A refusal names a row by its number in the INSERT.
+//! and there costs ten cache misses a row, to read its encoded form one. While the server takes a block, the next one is
+//! encoded. A refusal names a row by its number in the INSERT.
 //!
 //! Every attempt is under a savepoint. If the server refuses a row (its type, NOT NULL, CHECK, foreign key, a trigger),
 //! the rows are halved until it stands alone; it becomes a refusal and all others are written. Halves are written in
@@ -18,11 +19,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::pin::pin;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use bytes::{Bytes, BytesMut};
 use datafusion::common::hash_utils::{RandomState, create_hashes};
 use futures::SinkExt;
+use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Statement};
 
 use super::catalog::{Described, describe};
@@ -160,14 +163,25 @@ impl Writer {
         };
         *habit = habit.saturating_sub(1);
         let key: Vec<usize> = key.into_iter().filter(|column| is_exact(self.described.targets[*column])).collect();
-        let rows = Rows { order: places(&batches, total, &key), is_sorted: !key.is_empty(), batches };
+        let targets = self.described.targets.clone();
+        let rows =
+            Arc::new(Rows { order: places(&batches, total, &key), is_sorted: !key.is_empty(), batches, targets });
         let mut refused: BTreeMap<usize, String> = BTreeMap::new();
         let mut written = 0;
         // Ranges still to be written, the first one last.
         let blocks = (0..total).step_by(BLOCK_ROWS).map(|start| start..total.min(start + BLOCK_ROWS));
         let mut ranges: Vec<Range<usize>> = blocks.rev().collect();
+        let mut ahead: Option<Ahead> = None;
         while let Some(range) = ranges.pop() {
-            let attempt = self.attempt(client, &rows, range.clone(), way, &mut refused, progress).await?;
+            let encoded = match ahead.take_if(|ahead| ahead.range == range) {
+                Some(ready) => Some(ready.encoded().await?),
+                None => rows.is_sorted.then(|| rows.encode(range.clone())),
+            };
+            if let (None, true, Some(next)) = (&ahead, rows.is_sorted, ranges.last()) {
+                ahead = Some(Ahead::begin(&rows, next.clone()));
+            }
+            let block = Block { range: range.clone(), encoded };
+            let attempt = self.attempt(client, &rows, &block, way, &mut refused, progress).await?;
             if refused.len() > REFUSED_MAX {
                 let first = refused.values().next().map_or("", String::as_str);
                 return Err(too_many_refused(self.name(), first));
@@ -211,21 +225,21 @@ impl Writer {
         &self,
         client: &Client,
         rows: &Rows,
-        range: Range<usize>,
+        block: &Block,
         way: Way,
         refused: &mut BTreeMap<usize, String>,
         progress: &mut Progress,
     ) -> Result<Result<u64, tokio_postgres::Error>> {
-        let doing = || format!("could not write {} rows to table {}", range.len(), self.name());
+        let count = block.range.len();
+        let doing = || format!("could not write {count} rows to table {}", self.name());
         client.batch_execute("SAVEPOINT attempt").await.map_err(|e| failure(&e, &doing()))?;
         let written = match self.stage.as_ref().filter(|_| way != Way::Direct) {
-            None => self.send(client, &self.copy, rows, range.clone(), None, refused, &mut progress.buffer).await,
+            None => self.send(client, &self.copy, rows, block, None, refused, &mut progress.buffer).await,
             Some(stage) => {
                 let first = progress.ordinal;
-                progress.ordinal += range.len() as i64;
-                let sent = self
-                    .send(client, &stage.copy, rows, range.clone(), Some(first), refused, &mut progress.buffer)
-                    .await;
+                progress.ordinal += count as i64;
+                let sent =
+                    self.send(client, &stage.copy, rows, block, Some(first), refused, &mut progress.buffer).await;
                 let insert = stage.insert_last.as_ref().filter(|_| way == Way::StagedLast).unwrap_or(&stage.insert);
                 match sent {
                     Ok(_) => client.execute(insert, &[&first]).await,
@@ -255,7 +269,7 @@ impl Writer {
         client: &Client,
         copy: &Statement,
         rows: &Rows,
-        range: Range<usize>,
+        block: &Block,
         ordinal: Option<i64>,
         refused: &mut BTreeMap<usize, String>,
         buffer: &mut BytesMut,
@@ -264,7 +278,7 @@ impl Writer {
         buffer.clear();
         buffer.reserve(PIECE + PIECE / 4);
         buffer.extend_from_slice(HEADER);
-        let encoded = rows.is_sorted.then(|| rows.encode(range.clone(), &self.described.targets));
+        let Block { range, encoded } = block;
         if let Some(encoded) = encoded.as_ref().filter(|encoded| encoded.refused.len() > REFUSED_MAX) {
             let name = |column: usize| self.table.definition().schema.field(column).name();
             let all = encoded
@@ -277,12 +291,12 @@ impl Writer {
         for position in range.clone() {
             let ordinal = ordinal.map(|first| first + (position - range.start) as i64);
             let (columns, row) = rows.at(position);
-            let put = match &encoded {
+            let put = match encoded {
                 Some(encoded) => encoded.of(rows.number(position)).map(|fields| {
                     put_head(buffer, columns.len(), ordinal);
                     buffer.extend_from_slice(fields);
                 }),
-                None => put_row(buffer, columns, &self.described.targets, row, ordinal),
+                None => put_row(buffer, columns, &rows.targets, row, ordinal),
             };
             if let Err((column, why)) = put {
                 let column = self.table.definition().schema.field(column).name();
@@ -310,6 +324,33 @@ struct Rows {
     order: Vec<Place>,
     /// Whether that is another order than that of the INSERT.
     is_sorted: bool,
+    /// The types of the table's columns.
+    targets: Vec<Target>,
+}
+
+/// Rows that are sent together.
+struct Block {
+    /// Positions.
+    range: Range<usize>,
+    /// Where they are sent in another order than the INSERT's.
+    encoded: Option<Encoded>,
+}
+
+/// A block that is being encoded.
+struct Ahead {
+    range: Range<usize>,
+    task: JoinHandle<Encoded>,
+}
+
+impl Ahead {
+    fn begin(rows: &Arc<Rows>, range: Range<usize>) -> Self {
+        let (rows, of) = (Arc::clone(rows), range.clone());
+        Self { range, task: tokio::task::spawn_blocking(move || rows.encode(of)) }
+    }
+
+    async fn encoded(self) -> Result<Encoded> {
+        self.task.await.map_err(|e| Error::internal("encoding rows for COPY was stopped").cause(e))
+    }
 }
 
 /// The values of some rows as they are sent, in the order of the INSERT.
@@ -347,7 +388,7 @@ impl Rows {
         self.batches[place.batch as usize].0 + place.row as usize
     }
 
-    fn encode(&self, range: Range<usize>, targets: &[Target]) -> Encoded {
+    fn encode(&self, range: Range<usize>) -> Encoded {
         let is_block =
             range.start.is_multiple_of(BLOCK_ROWS) && range.end == self.order.len().min(range.start + BLOCK_ROWS);
         let places: Vec<Place> = if is_block {
@@ -359,7 +400,7 @@ impl Rows {
         };
         let first = places.first().map_or(0, |place| self.number_of(*place));
         let mut encoded = Encoded {
-            bytes: BytesMut::with_capacity(places.len() * targets.len() * FIELD_BYTES),
+            bytes: BytesMut::with_capacity(places.len() * self.targets.len() * FIELD_BYTES),
             spans: vec![0..0; places.last().map_or(0, |place| self.number_of(*place) - first + 1)],
             first,
             refused: BTreeMap::new(),
@@ -367,7 +408,7 @@ impl Rows {
         for place in places {
             let (number, start) = (self.number_of(place), encoded.bytes.len());
             let columns = &self.batches[place.batch as usize].1;
-            match put_fields(&mut encoded.bytes, columns, targets, place.row as usize) {
+            match put_fields(&mut encoded.bytes, columns, &self.targets, place.row as usize) {
                 Ok(()) => encoded.spans[number - first] = start..encoded.bytes.len(),
                 Err(refused) if encoded.refused.len() <= REFUSED_MAX => {
                     encoded.refused.insert(number, refused);

@@ -222,7 +222,7 @@ impl Sim {
         let batch = Batch {
             number: self.number,
             planned_at: step.planned_at,
-            partitions: self.program.settings.target_partitions,
+            partitions: self.program.settings.partitions_of_pipeline(),
             sources,
         };
         let outcome = self.runner.run(&batch).await?;

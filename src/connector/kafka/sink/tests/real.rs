@@ -1,25 +1,15 @@
 //! What only real brokers do: transactions, markers, fencing.
 
-use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::*;
-
-fn brokers() -> String {
-    std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS")
-}
+use crate::connector::kafka::real_topics::{brokers, create};
 
 fn new_topic(settings: &[(&str, &str)]) -> String {
     let name = format!("sink-{}", Uuid::new_v4());
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().unwrap();
     // Our messages have a time of long ago: every five minutes the brokers would remove them.
-    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("retention.ms", "-1");
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let forever = [("retention.ms", "-1")];
+    create(&name, 1, &[&forever[..], settings].concat());
     name
 }
 

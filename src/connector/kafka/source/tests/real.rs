@@ -1,35 +1,16 @@
 //! What only real brokers do: transactions, retention, topics that go away.
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, NewPartitions};
 
 use super::*;
 use crate::connector::Loss;
-
-fn brokers() -> String {
-    std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS")
-}
-
-fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", brokers()).create().unwrap()
-}
-
-fn create(topic: &str, partitions: i32) {
-    let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-    block_on(admin().create_topics([&topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-}
+use crate::connector::kafka::real_topics::{admin, brokers, create, delete, log_end, until};
 
 fn new_topic(partitions: i32) -> String {
     let topic = format!("source-{}", uuid::Uuid::new_v4());
-    create(&topic, partitions);
+    create(&topic, partitions, &[]);
     topic
-}
-
-fn delete(topic: &str) {
-    block_on(admin().delete_topics(&[topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
 }
 
 fn delete_records(topic: &str, before: i64) {
@@ -63,7 +44,7 @@ async fn transactions_leave_gaps_and_aborted_records_are_not_seen() {
     // An open transaction: neither its records nor an end beyond them is seen.
     out.begin_transaction().unwrap();
     produce(&out, &topic, 0, 30..35);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until("the broker has them", || log_end(&topic, 0) == 38);
     assert!(source.cut(&ALL).await.unwrap().chunks.is_empty());
     assert_eq!(table.extent().await.unwrap()[&0].to, 33);
     out.commit_transaction(Duration::from_secs(20)).unwrap();
@@ -120,7 +101,6 @@ async fn records_removed_while_the_buffer_was_full() {
         options.push(("on_data_loss", policy));
         let source = table(&brokers(), &topic, &options).open("test", &no_offsets(), 10_000).await.unwrap();
         source.filled(usize::MAX, usize::MAX).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
         delete_records(&topic, 45_000 + i64::from(lost));
         if !lost {
             let error = failure(source.as_ref()).await.to_string();
@@ -163,7 +143,7 @@ async fn a_topic_that_goes_away_is_an_error() {
     let error = failure(source.as_ref()).await.to_string();
     assert!(error.contains("was deleted"), "{error}");
     drop(source);
-    create(&topic, 1);
+    create(&topic, 1, &[]);
     produce(&producer(&brokers(), &[]), &topic, 0, 0..5);
     let error = table.open("test", &BTreeMap::from([(0, 100)]), 1 << 20).await.err().unwrap().to_string();
     assert!(error.contains("truncated"), "{error}");
@@ -178,7 +158,11 @@ async fn new_partitions_are_read_from_their_first_record_and_offsets_are_committ
     let table = table(&brokers(), &topic, &[("partition.discovery", "1 second"), ("starting_offsets", "latest")]);
     let source = table.open(&topic, &no_offsets(), 1 << 20).await.unwrap();
     block_on(admin().create_partitions([&NewPartitions::new(&topic, 2)], &AdminOptions::new())).unwrap();
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !source.cut(&ALL).await.unwrap().ranges.contains_key(&1) {
+        assert!(Instant::now() < deadline, "the new partition is not seen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     produce(&producer(&brokers(), &[]), &topic, 1, 0..7);
     let cuts = rows(source.as_ref(), 7).await;
     assert_eq!(cuts.iter().flat_map(ids).collect::<Vec<_>>(), (0..7).collect::<Vec<_>>());

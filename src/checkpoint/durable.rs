@@ -156,13 +156,13 @@ impl Durable {
                 removed += Self::sweep(&entry.path(), depth - 1)?;
                 continue;
             }
-            let leftover = entry.file_name().to_str().is_some_and(is_aside);
+            // Of files that count only the name is looked at: there may be very many.
+            if !entry.file_name().to_str().is_some_and(is_aside) {
+                continue;
+            }
             let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
             // Whoever finished or removed it in between has done the work.
-            if leftover
-                && matches!(age, Ok(Ok(age)) if age > LEFTOVER_AGE)
-                && std::fs::remove_file(entry.path()).is_ok()
-            {
+            if matches!(age, Ok(Ok(age)) if age > LEFTOVER_AGE) && std::fs::remove_file(entry.path()).is_ok() {
                 removed += 1;
             }
         }

@@ -107,7 +107,7 @@ const REGISTRY: &[SettingDoc] = &[
         name: "buffer",
         flag: "buffer",
         environment: &["POUNDLOCK_BUFFER"],
-        default: Some("48 MB"),
+        default: Some("24 MB"),
         value: "SIZE",
         doc: "Decoded rows that may wait for their batch, of all sources together; then fetching pauses. The batch that is run and the one that is written are held beside it",
     },

@@ -24,7 +24,7 @@ fn defaults_are_in_the_registry() {
             checkpoint: "checkpoint".into(),
             max_rows_per_batch: 500_000,
             max_bytes_per_batch: 64_000_000,
-            buffer: 48_000_000,
+            buffer: 24_000_000,
             memory: 1 << 30,
             target_partitions: None,
             migrate: true,

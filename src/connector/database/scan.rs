@@ -1,27 +1,40 @@
 //! A database's table in DataFusion: one stream of record batches, read-only.
 //!
-//! Projection, limit and the conditions of `filter` go to the database; the statement is part of EXPLAIN.
+//! Projection, limit and the conditions of `filter` go to the database; the statement is part of EXPLAIN. How many rows
+//! there are is asked once: a join builds its table of the smaller side.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Statistics;
+use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use tokio::sync::OnceCell;
 
 use super::filter::{Dialect, condition};
 use super::{DatabaseTable, Place, postgres, sqlite};
+use crate::Error;
 
 /// Rows of a record batch.
 pub(super) const BATCH_ROWS: usize = 8_192;
+
+/// How long a plan waits to know how many rows there are.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a value takes, about.
+const VALUE_BYTES: usize = 16;
 
 /// Record batches that wait for the query.
 const BATCHES_AHEAD: usize = 2;
@@ -30,6 +43,8 @@ const BATCHES_AHEAD: usize = 2;
 pub(super) struct DatabaseProvider {
     table: Arc<DatabaseTable>,
     dialect: Dialect,
+    /// About; `None` where the database does not know.
+    rows: OnceCell<Option<usize>>,
 }
 
 impl DatabaseProvider {
@@ -38,7 +53,28 @@ impl DatabaseProvider {
             Place::Postgres(_) => Dialect::Postgres,
             Place::Sqlite(_) => Dialect::Sqlite,
         };
-        Self { table: Arc::new(table), dialect }
+        Self { table: Arc::new(table), dialect, rows: OnceCell::new() }
+    }
+
+    /// What cannot be asked now is not known: reading the rows will say why.
+    async fn rows(&self) -> Option<usize> {
+        let ask = || async {
+            let asked = match &self.table.place {
+                Place::Postgres(address) => {
+                    let asking = postgres::estimated_rows(&self.table, address);
+                    let late = |_| Err(Error::external("no answer in time"));
+                    tokio::time::timeout(ASK_LIMIT, asking).await.unwrap_or_else(late)
+                }
+                Place::Sqlite(path) => {
+                    let (table, path) = (Arc::clone(&self.table), path.clone());
+                    let asked = tokio::task::spawn_blocking(move || sqlite::estimated_rows(&table, &path)).await;
+                    asked.unwrap_or_else(|e| Err(Error::internal("asking SQLite was stopped").cause(e)))
+                }
+            };
+            let table = &self.table.definition().name;
+            asked.inspect_err(|error| tracing::debug!("rows of table {table} are not known: {error}")).ok().flatten()
+        };
+        *self.rows.get_or_init(ask).await
     }
 }
 
@@ -72,7 +108,8 @@ impl TableProvider for DatabaseProvider {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Ok(Arc::new(DatabaseScan { table: self.table.clone(), query, properties: Arc::new(properties) }))
+        let rows = self.rows().await;
+        Ok(Arc::new(DatabaseScan { table: self.table.clone(), query, rows, properties: Arc::new(properties) }))
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
@@ -112,6 +149,8 @@ impl Query {
 struct DatabaseScan {
     table: Arc<DatabaseTable>,
     query: Query,
+    /// Of the table, about.
+    rows: Option<usize>,
     properties: Arc<PlanProperties>,
 }
 
@@ -153,6 +192,16 @@ impl ExecutionPlan for DatabaseScan {
 
     fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
+    }
+
+    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        let mut statistics = Statistics::new_unknown(&self.schema());
+        if let Some(rows) = self.rows {
+            let rows = self.query.limit.map_or(rows, |limit| rows.min(limit));
+            statistics.num_rows = Precision::Inexact(rows);
+            statistics.total_byte_size = Precision::Inexact(rows * VALUE_BYTES * self.schema().fields().len());
+        }
+        Ok(Arc::new(statistics))
     }
 
     fn execute(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, UInt32Array};
 use arrow::compute::take;
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
@@ -23,6 +24,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -287,7 +289,12 @@ pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Re
         .set_statistics_enabled(EnabledStatistics::Chunk);
     for (index, field) in schema.fields().iter().enumerate() {
         if !repeats(rows, index)? {
-            properties = properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), false);
+            let column = ColumnPath::from(field.name().as_str());
+            properties = properties.set_column_dictionary_enabled(column.clone(), false);
+            // Offsets and times grow by little: fewer bytes than zstd makes of them, and far less work to read.
+            if is_whole_number(field.data_type()) {
+                properties = properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+            }
         }
     }
     let properties = properties.build();
@@ -298,6 +305,12 @@ pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Re
         writer.write(batch)?;
     }
     Ok(writer.into_inner()?.into())
+}
+
+/// What Parquet stores as INT32 or INT64.
+fn is_whole_number(data_type: &DataType) -> bool {
+    use DataType::{Date32, Duration, Time32, Time64, Timestamp};
+    data_type.is_integer() || matches!(data_type, Date32 | Time32(_) | Time64(_) | Timestamp(..) | Duration(_))
 }
 
 /// Whether the values of a column come again, so that a dictionary of them is worth its making: judged by some of them.

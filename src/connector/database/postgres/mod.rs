@@ -28,7 +28,7 @@ pub use copy::encoded_bytes;
 pub use sink::PostgresSink;
 
 pub(super) use error::{failure, reason};
-pub(super) use read::read;
+pub(super) use read::{estimated_rows, read};
 
 /// Makes schema `poundlock` where it is missing.
 pub(super) async fn make_ledger(client: &tokio_postgres::Client) -> crate::Result<()> {

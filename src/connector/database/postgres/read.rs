@@ -81,6 +81,25 @@ pub async fn read<F: Future<Output = bool>>(
     }
 }
 
+// Of a table that was never analyzed, by its size. A view or a partitioned table has no figure of its own.
+const ESTIMATE: &str = "
+    SELECT CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE pg_relation_size(c.oid) / 100 END
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = $1::text AND c.relkind IN ('r', 'm')
+      AND CASE WHEN $2::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $2::text END";
+
+/// About how many rows a table has, as its statistics say; `None` where there are none.
+///
+/// # Errors
+/// The server's.
+pub async fn estimated_rows(table: &DatabaseTable, address: &Address) -> Result<Option<usize>> {
+    let failed = |e: tokio_postgres::Error| failure(&e, &format!("could not look up table {}", table.target_name()));
+    let client = connect(address, table.connect_timeout, table.timeout).await?;
+    let (schema, name) = &table.target;
+    let found = client.query_opt(ESTIMATE, &[name, schema]).await.map_err(failed)?;
+    Ok(found.and_then(|row| usize::try_from(row.get::<_, i64>(0)).ok()))
+}
+
 /// The column in the form that [`put`] reads: the widest of its kind.
 fn as_read(name: &str, declared: &DataType) -> String {
     use DataType::*;

@@ -32,7 +32,7 @@ mod sink;
 
 pub use sink::SqliteSink;
 
-pub(super) use read::read;
+pub(super) use read::{estimated_rows, read};
 
 /// Opens the file, making it if it may be written.
 fn open(path: &Path, busy_timeout: Duration, writing: bool) -> Result<Connection> {

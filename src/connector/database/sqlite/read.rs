@@ -75,6 +75,18 @@ pub fn read(
     }
 }
 
+/// About how many rows a table has: the highest number of one, which SQLite finds at once. `None` for a table without.
+///
+/// # Errors
+/// The file's, the table's.
+pub fn estimated_rows(table: &DatabaseTable, path: &Path) -> Result<Option<usize>> {
+    let failed = |e: rusqlite::Error| failure(&e, &format!("could not look up table {}", table.target_name()));
+    let connection = open(path, table.connect_timeout, false)?;
+    let sql = format!("SELECT max(rowid) FROM {}", target(table));
+    let highest: Option<i64> = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
+    Ok(highest.map_or(Some(0), |rows| usize::try_from(rows).ok()))
+}
+
 fn put(builder: &mut Builder, value: ValueRef) -> Result<(), String> {
     match (builder, value) {
         (builder, ValueRef::Null) => builder.null(),

@@ -125,27 +125,25 @@ class DuckDb:
 
 
 def compare(trial, peer, name, rows):
-    """ROUNDS times in turn; of ours the query's own time as it tells it, of a program that has just started, and that of the whole
-    program. DuckDB's goes on running, with what it keeps from one query to the next."""
+    """ROUNDS times in turn. Both as at a prompt: by a program that has answered the query before (of DuckDB's first round that is not
+    so). Of ours also by a program that has just started, and that of the whole program."""
 
     def text(query, lake, users):
         return query.replace("{lake}", lake).replace("{users}", users).replace("{middle}", str(rows // 8))
 
     ours, theirs = text(QUERIES[name], "lake.user_events", "db.users"), text(DUCKDB.get(name, QUERIES[name]), "lake", "users")
-    took = {"query_ms": [], "program_ms": [], "cpu_ms": [], "duckdb_ms": [], "duckdb_cpu_ms": []}
+    took = {figure: [] for figure in ("query_ms", "first_ms", "program_ms", "cpu_ms", "duckdb_ms", "duckdb_cpu_ms")}
     for _ in range(ROUNDS):
-        answer, (query_ms,), program_ms, cpu_ms = trial.ask(ours)
+        answer, (first_ms,), program_ms, cpu_once_ms = trial.ask(ours)
+        _, (_, query_ms), _, cpu_twice_ms = trial.ask(f"{ours}; {ours}")
         before = peer.cpu()
         reply = peer.ask(theirs)
-        measured = (query_ms, program_ms, cpu_ms, reply["ms"], (peer.cpu() - before) * 1e3)
+        measured = (query_ms, first_ms, program_ms, cpu_twice_ms - cpu_once_ms, reply["ms"], (peer.cpu() - before) * 1e3)
         for values, value in zip(took.values(), measured):
             values.append(value)
         answer, wanted = ([[plain(cell) for cell in row] for row in found] for found in (answer, reply["rows"]))
         if not (len(answer) == len(wanted) if name in UNORDERED else answer == wanted):
             raise Wrong(f"DuckDB answers otherwise\nours   {answer[:3]}\nDuckDB {wanted[:3]}")
-    if name == "first rows":
-        # In a prompt that is open: the same once more, by a program that has answered it before.
-        took["again_ms"] = [trial.ask(f"{ours}; {ours}")[1][-1] for _ in range(ROUNDS)]
     return {figure: round(statistics.median(values), 1) for figure, values in took.items()}
 
 
@@ -165,21 +163,21 @@ def table(results):
         return
     say("")
     faster = within = 0
-    rows = [["query", "ours ms", "DuckDB ms", "ours / DuckDB", "ours CPU ms", "DuckDB CPU ms", "program ms"]]
+    rows = [["query", "ours ms", "DuckDB ms", "ours / DuckDB", "ours CPU ms", "DuckDB CPU ms", "just started, ms", "program ms"]]
     for line in results:
         ratio = line["query_ms"] / line["duckdb_ms"]
         faster += ratio < 1
         within += ratio <= 1.5
         rows.append([line["case"].removeprefix("adhoc "), *(number(line[figure]) for figure in ("query_ms", "duckdb_ms")),
-                     f"{ratio:.2f}", *(number(line[figure]) for figure in ("cpu_ms", "duckdb_cpu_ms", "program_ms"))])
+                     f"{ratio:.2f}", *(number(line[figure]) for figure in ("cpu_ms", "duckdb_cpu_ms", "first_ms", "program_ms"))])
     show(rows)
     say(f"{results[0]['files']:,} files of {results[0]['lake_mb'] / results[0]['files']:.1f} MB, as a backlog leaves them with the limits of a batch "
         f"that are shipped; {os.cpu_count()} cores")
     say(f"within 1.5 times of DuckDB: {within} of {len(results)} (target: all); faster: {faster} (target: half)")
     for line in results:
         if line["case"] == "adhoc first rows":
-            for figure, what in (("program_ms", "from the start of the program to its end"), ("query_ms", "by a program that has just started"),
-                                 ("again_ms", "once more by the same program")):
+            for figure, what in (("program_ms", "from the start of the program to its end"), ("first_ms", "by a program that has just started"),
+                                 ("query_ms", "once more by the same program")):
                 met = "met" if line[figure] <= FIRST_MS else "MISSED"
                 say(f"ten rows {what}: {line[figure]:.0f} ms (target: {FIRST_MS} ms; {met})")
 

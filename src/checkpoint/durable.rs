@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Folders that had to be made are fsynced into their parents first. A reader sees the whole object or none, and
-//! `Create` succeeds for one writer only (the kernel's `link` decides). Reading, listing and deleting are
+//! `Create` succeeds for one writer only (the kernel's `link` decides). Listing, deleting and reading whole files are
 //! `LocalFileSystem`'s own; its listings hide names that end in `#` and digits, so a file left by a kill is invisible.
 //! [`Durable::sweep`] removes such leftovers.
 //!
@@ -17,13 +17,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
@@ -207,6 +209,16 @@ impl ObjectStore for Durable {
         self.inner.get_opts(location, options).await
     }
 
+    /// On this thread: the bytes are mostly in the page cache, and to wake another thread for a read takes longer than the
+    /// read.
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> StoreResult<Vec<Bytes>> {
+        let path = self.inner.path_to_filesystem(location)?;
+        read(&path, ranges).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => object_store::Error::NotFound { path: path.display().to_string(), source: e.into() },
+            _ => generic(e, &path),
+        })
+    }
+
     fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
         self.inner.delete_stream(paths)
     }
@@ -244,7 +256,7 @@ impl Durable {
 struct Upload {
     store: Durable,
     to: Path,
-    parts: Vec<bytes::Bytes>,
+    parts: Vec<Bytes>,
 }
 
 #[async_trait]
@@ -263,6 +275,20 @@ impl MultipartUpload for Upload {
         self.parts.clear();
         Ok(())
     }
+}
+
+fn read(path: &FilePath, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {
+    let mut file = File::open(path)?;
+    let part = |range: &Range<u64>| {
+        let length = range.end.saturating_sub(range.start);
+        let mut bytes = Vec::with_capacity(usize::try_from(length).map_err(io::Error::other)?);
+        file.seek(SeekFrom::Start(range.start))?;
+        match (&mut file).take(length).read_to_end(&mut bytes)? as u64 == length {
+            true => Ok(Bytes::from(bytes)),
+            false => Err(io::Error::new(ErrorKind::UnexpectedEof, format!("it ends before byte {}", range.end))),
+        }
+    };
+    ranges.iter().map(part).collect()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {

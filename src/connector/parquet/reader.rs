@@ -63,9 +63,7 @@ pub async fn provider(
 ) -> Result<BoundedTable> {
     let table = Table::new(definition)?;
     let location = &table.location;
-    if location.local.is_none() {
-        session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
-    }
+    session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
     let mut files = vec![];
     for object in list(&table, visible).await? {
         let values = partition_values(&table, &object)?;

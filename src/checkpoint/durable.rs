@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Folders that had to be made are fsynced into their parents first. A reader sees the whole object or none, and
-//! `Create` succeeds for one writer only (the kernel's `link` decides). Listing, deleting and reading whole files are
-//! `LocalFileSystem`'s own; its listings hide names that end in `#` and digits, so a file left by a kill is invisible.
+//! `Create` succeeds for one writer only (the kernel's `link` decides). Deleting and reading whole files are
+//! `LocalFileSystem`'s own. Listings hide names that end in `#` and digits, so a file left by a kill is invisible.
 //! [`Durable::sweep`] removes such leftovers.
 //!
 //! Files are 0600 and folders 0750: a checkpoint holds rows and SQL.
@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryFutureExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -36,6 +37,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result as StoreResult, UploadPart,
 };
 use uuid::Uuid;
+use walkdir::WalkDir;
 
 use crate::connector::redact;
 use crate::point::point;
@@ -223,8 +225,11 @@ impl ObjectStore for Durable {
         self.inner.delete_stream(paths)
     }
 
+    /// `LocalFileSystem` asks for the metadata of each file three times, which is most of what listing a lake takes.
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
-        self.inner.list(prefix)
+        let folder = self.inner.path_to_filesystem(prefix.unwrap_or(&Path::ROOT));
+        let found = async move { blocking(move || list(&folder?)).await };
+        found.map_ok(|found| futures::stream::iter(found.into_iter().map(Ok))).try_flatten_stream().boxed()
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, StoreResult<ObjectMeta>> {
@@ -275,6 +280,30 @@ impl MultipartUpload for Upload {
         self.parts.clear();
         Ok(())
     }
+}
+
+/// All files below; a missing folder has none. What vanishes meanwhile is not there.
+fn list(folder: &FilePath) -> StoreResult<Vec<ObjectMeta>> {
+    let mut found = vec![];
+    for entry in WalkDir::new(folder).min_depth(1).follow_links(true) {
+        let is_gone = |e: &walkdir::Error| e.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound);
+        let failed = |e: walkdir::Error| generic(e.into(), folder);
+        let entry = match entry {
+            Err(e) if is_gone(&e) => continue,
+            entry => entry.map_err(failed)?,
+        };
+        if !entry.file_type().is_file() || entry.file_name().to_str().is_some_and(is_aside) {
+            continue;
+        }
+        let metadata = match entry.metadata() {
+            Err(e) if is_gone(&e) => continue,
+            metadata => metadata.map_err(failed)?,
+        };
+        let location = Path::from_absolute_path(entry.path())?;
+        let last_modified = metadata.modified().map_err(|e| generic(e, entry.path()))?.into();
+        found.push(ObjectMeta { location, last_modified, size: metadata.len(), e_tag: None, version: None });
+    }
+    Ok(found)
 }
 
 fn read(path: &FilePath, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {

@@ -17,7 +17,9 @@ use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, DFSchema, DataFusionError, ScalarValue, Statistics, project_schema};
+use datafusion::common::{
+    ColumnStatistics, DFSchema, DataFusionError, ScalarValue, Statistics, TableReference, project_schema,
+};
 use datafusion::datasource::TableType;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
@@ -25,6 +27,7 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::listing::helpers::expr_applicable_for_cols;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::table_schema::TableSchema;
+use datafusion::execution::cache::cache_manager::{CachedFileMetadata, SchemaFingerprint, TableScopedPath};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
@@ -156,6 +159,8 @@ pub struct ParquetTable {
     /// Where each declared column is in `scanned`.
     order: Vec<usize>,
     files: Vec<PartitionedFile>,
+    /// Of `scanned`.
+    fingerprint: Arc<SchemaFingerprint>,
 }
 
 impl ParquetTable {
@@ -167,7 +172,8 @@ impl ParquetTable {
         for (scan_position, declared) in positions.into_iter().enumerate() {
             order[declared] = scan_position;
         }
-        Self { table, scanned, order, files }
+        let fingerprint = Arc::new(SchemaFingerprint::from_schema(scanned.table_schema()));
+        Self { table, scanned, order, files, fingerprint }
     }
 
     fn on_partitions(&self, filter: &Expr) -> bool {
@@ -195,13 +201,21 @@ impl ParquetTable {
         Ok(files.map(|(_, file)| file.clone()).collect())
     }
 
-    /// Reads the footer (cached): row count, minima and maxima; checks the columns.
+    /// What is known of a file from an earlier query of the session, as long as the file is the same; else from its footer: row
+    /// count, minima and maxima. Checks the columns.
     async fn inspect(
         &self,
         state: &dyn Session,
         format: &ParquetFormat,
         file: PartitionedFile,
     ) -> DfResult<PartitionedFile> {
+        let cache = state.runtime_env().cache_manager.get_file_statistic_cache();
+        let table = Some(TableReference::bare(self.table.definition.name.as_str()));
+        let key = TableScopedPath { table, path: file.object_meta.location.clone() };
+        let known = cache.as_ref().and_then(|cache| cache.get(&key));
+        if let Some(known) = known.filter(|known| known.is_valid_for(&file.object_meta, &self.fingerprint)) {
+            return Ok(PartitionedFile { statistics: Some(known.statistics), ..file });
+        }
         let store = &self.table.location.store;
         let named = |e: DataFusionError| {
             DataFusionError::Context(
@@ -225,12 +239,17 @@ impl ParquetTable {
         }
         let file_schema = Arc::clone(self.scanned.file_schema());
         let statistics = format.infer_stats(state, store, file_schema, &file.object_meta).await.map_err(named)?;
-        Ok(with_statistics(file, statistics))
+        let statistics = Arc::new(with_partition_values(&file, statistics));
+        if let Some(cache) = cache {
+            let (meta, fingerprint) = (file.object_meta.clone(), Arc::clone(&self.fingerprint));
+            cache.put(&key, CachedFileMetadata::new(meta, fingerprint, Arc::clone(&statistics), None));
+        }
+        Ok(PartitionedFile { statistics: Some(statistics), ..file })
     }
 }
 
 /// The file's statistics and those of its partition values. (DataFusion's own method takes a NULL value for none.)
-fn with_statistics(mut file: PartitionedFile, mut statistics: Statistics) -> PartitionedFile {
+fn with_partition_values(file: &PartitionedFile, mut statistics: Statistics) -> Statistics {
     for value in &file.partition_values {
         let mut column = ColumnStatistics::new_unknown();
         column.distinct_count = Precision::Exact(1);
@@ -243,8 +262,7 @@ fn with_statistics(mut file: PartitionedFile, mut statistics: Statistics) -> Par
         }
         statistics.column_statistics.push(column);
     }
-    file.statistics = Some(Arc::new(statistics));
-    file
+    statistics
 }
 
 fn row_count(file: &PartitionedFile) -> usize {

@@ -34,7 +34,7 @@ test-all: test bench-instructions
 
 lint:
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 # Figures on stdout, all else on stderr. CASES, RUNS, BENCH_EVENTS and more: benches/README.md.
 bench: bench-binary

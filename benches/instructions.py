@@ -28,7 +28,7 @@ def main():
     bench = prepare()
     bench.wrap = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     # Cut by rows: what comes in time is another thing under valgrind.
-    flags = ("--until-caught-up", "--close-windows", "--max-rows-per-batch", "50000", "--trigger", "10s")
+    flags = ("--until-caught-up", "--close-windows", "--max-rows-per-batch", "50000", "--buffer", "64 MB", "--trigger", "10s")
     with bench.trial("instructions") as trial:
         trial.more["MALLOC_ARENA_MAX"] = "2"  # it would else begin once more, through /proc, which is valgrind's own
         queries = project.build(trial.folder / "queries", project.ALL)

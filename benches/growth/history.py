@@ -153,8 +153,8 @@ class Aged:
             if number % LINKS_MAX == 0:
                 original = self.trial.folder / f"original-{number}"
                 original.write_bytes(real.read_bytes())
-            if number % (count // DAYS) == 0:
-                day = today - datetime.timedelta(days=DAYS - 1 - number // (count // DAYS))
+            if number % -(-count // DAYS) == 0:
+                day = today - datetime.timedelta(days=DAYS - 1 - number * DAYS // count)
                 folder = self.trial.lake / "user_events" / f"event_date={day}"
                 folder.mkdir(exist_ok=True)
             batch, sequence = number % (newest + 1), LINKED + number // (newest + 1)

@@ -80,7 +80,8 @@ impl Location {
                 };
                 let local = resolve(&path).map_err(|e| invalid(&e))?;
                 let path = Path::from_absolute_path(&local).map_err(|e| invalid(&e))?;
-                let url = ObjectStoreUrl::local_filesystem();
+                // Not the scheme "file": that is DataFusion's own store, which COPY … TO writes with.
+                let url = ObjectStoreUrl::parse("poundlock://local").map_err(|e| invalid(&e))?;
                 Ok(Self { store: Arc::new(Durable::new()), path, local: Some(local), url })
             }
             Some(("memory", rest)) => {
@@ -308,9 +309,11 @@ fn list(folder: &FilePath) -> StoreResult<Vec<ObjectMeta>> {
 
 fn read(path: &FilePath, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {
     let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
     let part = |range: &Range<u64>| {
         let length = range.end.saturating_sub(range.start);
-        let mut bytes = Vec::with_capacity(usize::try_from(length).map_err(io::Error::other)?);
+        // Of a footer that lies, as little as there is.
+        let mut bytes = Vec::with_capacity(usize::try_from(length.min(size)).map_err(io::Error::other)?);
         file.seek(SeekFrom::Start(range.start))?;
         match (&mut file).take(length).read_to_end(&mut bytes)? as u64 == length {
             true => Ok(Bytes::from(bytes)),

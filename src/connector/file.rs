@@ -115,9 +115,7 @@ pub fn check(definition: &TableDefinition) -> Result<()> {
 pub async fn provider(definition: &Arc<TableDefinition>, session: &dyn Session) -> Result<BoundedTable> {
     let table = FileTable::try_new(definition)?;
     let (location, extension) = (&table.location, table.extension());
-    if location.local.is_none() {
-        session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
-    }
+    session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
     let (files, folder) = list(definition, location, extension).await?;
     if let Some(header) = &table.header() {
         for file in &files {

@@ -60,7 +60,7 @@ impl Backoff {
             return Err(error);
         }
         let (pause, line) = (self.pause, error.line());
-        tracing::warn!(sink = name, attempt = self.attempt, "could not {what}, trying again in {pause:?}: {line}");
+        tracing::warn!(system = name, attempt = self.attempt, "could not {what}, trying again in {pause:?}: {line}");
         tokio::time::sleep(jittered(pause, self.attempt)).await;
         self.attempt += 1;
         self.pause = (pause * 2).min(BACKOFF_MAX);
@@ -71,7 +71,13 @@ impl Backoff {
     ///
     /// # Errors
     /// Also if it was told to stop before.
-    pub async fn unless(&mut self, stop: &CancellationToken, error: Error, name: &str, what: &str) -> Result<()> {
+    pub async fn after_unless_stopped(
+        &mut self,
+        stop: &CancellationToken,
+        error: Error,
+        name: &str,
+        what: &str,
+    ) -> Result<()> {
         if stop.is_cancelled() {
             let hint = "it was told to stop, so it is not tried again; the next start finishes the batch";
             return Err(error.hint(hint));

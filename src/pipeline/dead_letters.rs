@@ -89,8 +89,8 @@ impl DeadLetter {
     }
 
     /// With the bytes of its record, one value.
-    pub fn set_raw(&mut self, raw: Option<ArrayRef>) {
-        self.raw = raw;
+    pub fn set_raw(&mut self, raw: ArrayRef) {
+        self.raw = Some(raw);
     }
 }
 

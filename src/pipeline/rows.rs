@@ -56,7 +56,10 @@ impl Digests {
                 *all = all.wrapping_mul(shift).wrapping_add(self.column(column)?);
             }
         }
-        let all = columns.into_iter().fold(0_u64, |all, column| all.rotate_left(17).wrapping_mul(FACTOR) ^ column);
+        // NULLs hash to nothing: without their number those that come first would not be seen.
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let all =
+            columns.into_iter().fold(rows as u64, |all, column| all.rotate_left(17).wrapping_mul(FACTOR) ^ column);
         Ok(format!("{all:016x}"))
     }
 

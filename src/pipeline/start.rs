@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::dimension::Dimension;
 use super::pending::{finish_old, forget_unfit, plan_anew};
-use super::records::Sources;
+use super::records::Archive;
 use super::restore::ResetState;
 use super::run::Runner;
 use super::watermark::Watermark;
@@ -176,8 +176,9 @@ pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint, takes
     let letters = program.dead_letters.clone();
     // Only for a column that somebody wants.
     let wanted = letters.as_ref().is_some_and(|table| table.schema.index_of("raw").is_ok());
-    let sources = Sources::new(program.sources.iter().map(|source| &source.table).filter(|_| wanted));
-    Sinks::open(sinks, &identity, letters, program.numbers, sources).await
+    let sources = program.sources.iter().map(|source| &source.table).filter(|_| wanted);
+    let archive = Archive::new(&identity.name, sources);
+    Sinks::open(sinks, &identity, letters, program.numbers, archive).await
 }
 
 /// Offsets mean something only in the topic they are of.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, retry_at_start};
 use super::dead_letters::{self, DeadLetter};
-use super::records::Sources;
+use super::records::Archive;
 use super::rows::Digests;
 use crate::checkpoint::{BatchPlan, Checkpoint};
 use crate::connector::{
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 pub struct Sinks {
     sinks: Vec<OpenSink>,
     dead_letters: Option<Arc<TableDefinition>>,
-    sources: Sources,
+    archive: Archive,
     /// INSERTs in the files: the engine's own rows of dead letters are numbered after them.
     inserts: usize,
     /// When it is cancelled, nothing is tried again: the next start finishes the batch.
@@ -71,7 +71,7 @@ impl Sinks {
         identity: &Identity,
         dead_letters: Option<Arc<TableDefinition>>,
         inserts: usize,
-        sources: Sources,
+        archive: Archive,
     ) -> Result<Self> {
         let open = |mut sink: Box<dyn Sink>| async move {
             let name = sink.name().to_string();
@@ -79,7 +79,7 @@ impl Sinks {
             Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
-        Ok(Self { sinks, dead_letters, sources, inserts, stop: CancellationToken::new() })
+        Ok(Self { sinks, dead_letters, archive, inserts, stop: CancellationToken::new() })
     }
 
     pub fn stop_with(&mut self, stop: CancellationToken) {
@@ -120,7 +120,9 @@ impl Sinks {
             let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
             letters.push(DeadLetter::of_sink(refusal, insert)?);
         }
-        self.find_records(batch, &mut letters).await?;
+        if letters.iter().any(|letter| letter.wants_record().is_some()) {
+            self.find_records(batch, &mut letters).await?;
+        }
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
         point!("write::before_dead_letters");
         let refused = self.wave(batch, Wave::DeadLetters, &dead, checkpoint, &mut written).await?;
@@ -135,17 +137,19 @@ impl Sinks {
     }
 
     /// # Errors
-    /// A source cannot be read, for too long.
+    /// A source cannot be read, or it was told to stop before.
     async fn find_records(&self, batch: &ToWrite, letters: &mut [DeadLetter]) -> Result<()> {
+        point!("write::before_records");
         let mut backoff = Backoff::while_running();
         loop {
-            match self.sources.records(letters, &batch.offsets).await {
-                Ok(records) => {
-                    records.fill(letters);
-                    return Ok(());
-                }
-                Err(error) => backoff.unless(&self.stop, error, "source", "read refused records again").await?,
-            }
+            let error = tokio::select! {
+                filled = self.archive.fill(letters, &batch.offsets) => match filled {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
+                () = self.stop.cancelled() => Error::external("reading refused records again was stopped"),
+            };
+            backoff.after_unless_stopped(&self.stop, error, "kafka", "read refused records again").await?;
         }
     }
 
@@ -234,7 +238,7 @@ async fn write_one(
     let mut report = loop {
         match open.sink.write(&request).await {
             Ok(report) => break report,
-            Err(error) => backoff.unless(stop, error, open.sink.name(), "write").await?,
+            Err(error) => backoff.after_unless_stopped(stop, error, open.sink.name(), "write").await?,
         }
     };
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {

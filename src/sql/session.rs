@@ -24,10 +24,11 @@ pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValu
     options.sql_parser.collect_spans = true;
     options.execution.target_partitions = match values {
         BatchValues::Placeholders => settings.partitions_of_pipeline(),
-        _ => settings.partitions_of_query(),
+        BatchValues::Fixed { .. } => settings.partitions_of_query(),
     };
     // A bounded pool keeps too little for merging spilled runs by default: a small sort would fail early.
-    options.execution.sort_spill_reservation_bytes = (settings.memory / 64).min(10 << 20);
+    let share = settings.memory / 64 / options.execution.target_partitions.max(1);
+    options.execution.sort_spill_reservation_bytes = share.min(10 << 20);
     options.execution.parquet.pushdown_filters = true;
     // To ask every row whether its key is among those of a join costs as much as the join: measured, a join of 7 M rows with
     // 1,000 takes 1.4 times as long with it.

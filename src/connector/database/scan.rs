@@ -1,12 +1,15 @@
 //! A database's table in DataFusion: one stream of record batches, read-only.
 //!
 //! Projection, limit and the conditions of `filter` go to the database; the statement is part of EXPLAIN. How many rows
-//! there are is asked once: a join builds its table of the smaller side.
+//! there are is asked for each plan: a join builds its table of the smaller side.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::filter::{Dialect, condition};
+use super::{DatabaseTable, Place, postgres, sqlite};
+use crate::Error;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -21,11 +24,6 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Repla
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
-use tokio::sync::OnceCell;
-
-use super::filter::{Dialect, condition};
-use super::{DatabaseTable, Place, postgres, sqlite};
-use crate::Error;
 
 /// Rows of a record batch.
 pub(super) const BATCH_ROWS: usize = 8_192;
@@ -43,8 +41,6 @@ const BATCHES_AHEAD: usize = 2;
 pub(super) struct DatabaseProvider {
     table: Arc<DatabaseTable>,
     dialect: Dialect,
-    /// About; `None` where the database does not know.
-    rows: OnceCell<Option<usize>>,
 }
 
 impl DatabaseProvider {
@@ -53,28 +49,25 @@ impl DatabaseProvider {
             Place::Postgres(_) => Dialect::Postgres,
             Place::Sqlite(_) => Dialect::Sqlite,
         };
-        Self { table: Arc::new(table), dialect, rows: OnceCell::new() }
+        Self { table: Arc::new(table), dialect }
     }
 
-    /// What cannot be asked now is not known: reading the rows will say why.
+    /// About; `None` where the database does not know. What cannot be asked now is not known: reading the rows will say why.
     async fn rows(&self) -> Option<usize> {
-        let ask = || async {
-            let asked = match &self.table.place {
-                Place::Postgres(address) => {
-                    let asking = postgres::estimated_rows(&self.table, address);
-                    let late = |_| Err(Error::external("no answer in time"));
-                    tokio::time::timeout(ASK_LIMIT, asking).await.unwrap_or_else(late)
-                }
+        let asking = async {
+            match &self.table.place {
+                Place::Postgres(address) => postgres::estimated_rows(&self.table, address).await,
                 Place::Sqlite(path) => {
                     let (table, path) = (Arc::clone(&self.table), path.clone());
                     let asked = tokio::task::spawn_blocking(move || sqlite::estimated_rows(&table, &path)).await;
                     asked.unwrap_or_else(|e| Err(Error::internal("asking SQLite was stopped").cause(e)))
                 }
-            };
-            let table = &self.table.definition().name;
-            asked.inspect_err(|error| tracing::debug!("rows of table {table} are not known: {error}")).ok().flatten()
+            }
         };
-        *self.rows.get_or_init(ask).await
+        let late = |_| Err(Error::external("no answer in time"));
+        let asked = tokio::time::timeout(ASK_LIMIT, asking).await.unwrap_or_else(late);
+        let table = &self.table.definition().name;
+        asked.inspect_err(|error| tracing::debug!("rows of table {table} are not known: {error}")).ok().flatten()
     }
 }
 
@@ -199,7 +192,8 @@ impl ExecutionPlan for DatabaseScan {
         if let Some(rows) = self.rows {
             let rows = self.query.limit.map_or(rows, |limit| rows.min(limit));
             statistics.num_rows = Precision::Inexact(rows);
-            statistics.total_byte_size = Precision::Inexact(rows * VALUE_BYTES * self.schema().fields().len());
+            statistics.total_byte_size =
+                Precision::Inexact(rows.saturating_mul(VALUE_BYTES * self.schema().fields().len()));
         }
         Ok(Arc::new(statistics))
     }

@@ -281,7 +281,7 @@ impl Encoded {
 
 /// Of one file; its rows are not empty.
 pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Result<Bytes> {
-    let Some(first) = rows.first() else { return Ok(Bytes::new()) };
+    let Some(first) = rows.first() else { return Err(ParquetError::General("a file without rows".into())) };
     let schema = first.schema();
     let mut properties = WriterProperties::builder()
         .set_compression(table.compression)
@@ -307,7 +307,7 @@ pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Re
     Ok(writer.into_inner()?.into())
 }
 
-/// What Parquet stores as INT32 or INT64.
+/// Of those that Parquet stores as INT32 or INT64; decimals are left as they are.
 fn is_whole_number(data_type: &DataType) -> bool {
     use DataType::{Date32, Duration, Time32, Time64, Timestamp};
     data_type.is_integer() || matches!(data_type, Date32 | Time32(_) | Time64(_) | Timestamp(..) | Duration(_))

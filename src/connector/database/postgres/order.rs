@@ -12,7 +12,7 @@
 use super::copy::{Kind, Target};
 use crate::connector::database::column::{Column, Values};
 
-/// Rows that are sent together: their encoded form is in memory at once.
+/// Rows that are sent together: their encoded form is in memory at once, and that of the next ones.
 pub(super) const BLOCK_ROWS: usize = 65_536;
 
 /// Where a row lies: its record batch, and its number there.

@@ -81,9 +81,10 @@ pub async fn read<F: Future<Output = bool>>(
     }
 }
 
-// Of a table that was never analyzed, by its size. A view or a partitioned table has no figure of its own.
+// Of a table that was never analyzed (-1, before PostgreSQL 14: 0), by its size. A view or a partitioned table has no figure
+// of its own.
 const ESTIMATE: &str = "
-    SELECT CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE pg_relation_size(c.oid) / 100 END
+    SELECT CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint ELSE pg_relation_size(c.oid) / 100 END
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relname = $1::text AND c.relkind IN ('r', 'm')
       AND CASE WHEN $2::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $2::text END";

@@ -75,16 +75,19 @@ pub fn read(
     }
 }
 
-/// About how many rows a table has: the highest number of one, which SQLite finds at once. `None` for a table without.
+/// Rows that are counted at most: SQLite keeps no figure of a table.
+const COUNTED_MAX: usize = 100_000;
+
+/// How many rows a table has, if they are few.
 ///
 /// # Errors
 /// The file's, the table's.
 pub fn estimated_rows(table: &DatabaseTable, path: &Path) -> Result<Option<usize>> {
     let failed = |e: rusqlite::Error| failure(&e, &format!("could not look up table {}", table.target_name()));
     let connection = open(path, table.connect_timeout, false)?;
-    let sql = format!("SELECT max(rowid) FROM {}", target(table));
-    let highest: Option<i64> = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
-    Ok(highest.map_or(Some(0), |rows| usize::try_from(rows).ok()))
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {COUNTED_MAX})", target(table));
+    let rows: usize = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
+    Ok((rows < COUNTED_MAX).then_some(rows))
 }
 
 fn put(builder: &mut Builder, value: ValueRef) -> Result<(), String> {

@@ -290,6 +290,11 @@ fn address(table: &TableDefinition) -> String {
     let location = redact(&table.location);
     match table.options.get("brokers") {
         Some(brokers) => format!("{} topic {location} at {}", table.stored_as, redact(brokers)),
+        None if table.stored_as == "ELASTICSEARCH" => {
+            let index = table.options.get("index").filter(|index| !index.is_empty());
+            let index = index.map_or_else(|| table.name.rsplit('.').next().unwrap_or_default(), String::as_str);
+            format!("ELASTICSEARCH index {index} at {location}")
+        }
         None => format!("{} {location}", table.stored_as),
     }
 }

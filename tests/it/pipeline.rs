@@ -10,7 +10,7 @@ use crate::harness::{Feeder, PARTITIONS, World, create_topics};
 use crate::judge::{judge, verdict};
 
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn the_shipped_project_gives_what_one_query_over_all_input_gives() {
     let world = World::new("pipeline");
     Feeder::feed(&world, 1, 20_000);
@@ -79,7 +79,7 @@ fn parquet_file(folder: &Path) -> PathBuf {
 }
 
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn ctrl_c_finishes_the_batch_and_loses_nothing() {
     let world = World::new("ctrl_c");
     let feeder = Feeder::start(&world, 2, 2_000, 100_000);
@@ -96,7 +96,7 @@ fn ctrl_c_finishes_the_batch_and_loses_nothing() {
 
 /// The topic of dead letters takes messages of up to 1 MB, as topics do; a bad record of 3 MB cannot go there whole.
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn a_bad_record_larger_than_a_dead_letter_may_be_stops_nothing() {
     let mut world = World::new("large");
     world.events = format!("{}_large", world.events);

@@ -29,7 +29,7 @@ pub struct MigrateArgs {
 
     /// Certificates in PEM that its own may be signed by
     #[arg(long, env = "ES_CA_FILE", value_name = "FILE")]
-    pub es_ca_file: Option<PathBuf>,
+    pub es_ca_file: Option<String>,
 
     /// The folder of the files
     #[arg(long, default_value = "migrations", value_name = "DIR")]
@@ -44,9 +44,8 @@ impl MigrateArgs {
     pub async fn run(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut applied = migrate(&self.database_url, &self.dir).await?;
         // Empty is as good as not set.
-        let given = |path: &PathBuf| !path.as_os_str().is_empty();
         if let Some(url) = self.es_url.as_deref().filter(|url| !url.is_empty()) {
-            let ca_file = self.es_ca_file.clone().filter(given);
+            let ca_file = self.es_ca_file.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
             let connection = Connection::parse(url, self.es_api_key.as_deref(), ca_file)?;
             let templates = template::apply(&connection, &self.dir.join(TEMPLATES)).await?;
             applied.extend(templates.iter().map(|name| format!("template {name}")));

@@ -288,7 +288,7 @@ FROM scored GROUP BY ALL""")
 
 print("Elasticsearch")
 expect("_id is the key", not wrong_ids, wrong_ids[:5])
-same("anomalies", f"{judged} anomalies", f"{judged} anomaly_documents")
+same("a document for each anomaly", f"{judged} anomalies", f"{judged} anomaly_documents")
 none("the same as in the database", "FROM anomaly_documents EXCEPT SELECT * FROM anomalous_events")
 summed = "SELECT window_start, window_end, users, events, anomalies FROM"
 same("a summary of each window", f"{summed} summaries", f"{summed} summary_documents")

@@ -66,6 +66,15 @@ fn the_judge_sees_faults(world: &World) {
     let findings = verdict(world).expect_err("a file of the lake twice");
     assert!(findings.contains("  WRONG the lake"), "{findings}");
     std::fs::remove_file(&twice).unwrap();
+    for (kind, finding) in [("anomaly", "a document for each anomaly"), ("summary", "a summary of each window")] {
+        let documents = world.elasticsearch.documents(&world.index);
+        let (id, source) = documents.into_iter().find(|(_, source)| source["type"] == kind).unwrap();
+        let path = format!("{}/_doc/{}", world.index, id.replace('|', "%7C"));
+        world.elasticsearch.request("DELETE", &path, None);
+        let findings = verdict(world).expect_err("a document is gone");
+        assert!(findings.contains(&format!("  WRONG {finding}")), "{findings}");
+        world.elasticsearch.put(&path, &source);
+    }
     judge(world);
 }
 

@@ -30,8 +30,10 @@ use crate::{Error, Result};
 /// Characters of an answer that is no JSON, a proxy's page say, that are repeated.
 const PAGE_CHARS_MAX: usize = 200;
 
-/// Errors within errors of Elasticsearch that are told.
-const CAUSES_MAX: usize = 5;
+/// Errors within errors of Elasticsearch that are told, and characters of each: one quotes the value at length, the next one
+/// says what was wrong with it.
+const CAUSES_MAX: usize = 3;
+const CAUSE_CHARS_MAX: usize = 200;
 
 /// See the module's documentation.
 pub struct Client {
@@ -189,11 +191,16 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let (mut error, mut said) = (self, String::new());
         for _ in 0..CAUSES_MAX {
-            let reason = error.reason.as_deref().unwrap_or_default();
+            let whole = error.reason.as_deref().unwrap_or_default();
+            let mut reason: String = whole.chars().take(CAUSE_CHARS_MAX).collect();
             // A cause often repeats what is around it.
+            let repeats = said.contains(&reason);
+            if reason.len() < whole.len() {
+                reason.push('…');
+            }
             if said.is_empty() {
-                said = if error.kind.is_empty() { reason.into() } else { format!("{}: {reason}", error.kind) };
-            } else if !said.contains(reason) {
+                said = if error.kind.is_empty() { reason } else { format!("{}: {reason}", error.kind) };
+            } else if !repeats {
                 said = format!("{said}; {reason}");
             }
             match &error.caused_by {

@@ -333,6 +333,8 @@ mod tests {
             place: String::new(),
         };
         assert_eq!(address(&table("DATABASE", "postgres://me:x1@h/d", &[])), "DATABASE postgres://me:***@h/d");
+        let of_elasticsearch = table("ELASTICSEARCH", "http://me:x1@h:9200", &[("index", "logs")]);
+        assert_eq!(address(&of_elasticsearch), "ELASTICSEARCH index logs at http://me:***@h:9200");
         assert_eq!(address(&table("KAFKA", "events", &[("brokers", "a:1,b:2")])), "KAFKA topic events at a:1,b:2");
     }
 

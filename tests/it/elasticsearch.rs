@@ -139,10 +139,10 @@ async fn templates_are_applied_once_and_again_when_they_change() {
     assert_eq!(types(&first), json!({ "id": "keyword" }));
     // The index that is there gets the new field too; a type that has changed is for indices to come.
     write(&name, template(&[("id", "keyword"), ("more", "long")]));
-    assert_eq!(apply().await.unwrap(), [name.clone()]);
+    assert_eq!(apply().await.unwrap(), [&*name]);
     assert_eq!(types(&first), json!({ "id": "keyword", "more": "long" }));
     write(&name, template(&[("id", "long")]));
-    assert_eq!(apply().await.unwrap(), [name.clone()]);
+    assert_eq!(apply().await.unwrap(), [&*name]);
     assert_eq!(types(&first), json!({ "id": "keyword", "more": "long" }));
     let second = format!("{name}-2");
     server.put(&second, &json!({}));

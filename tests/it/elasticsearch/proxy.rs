@@ -107,6 +107,10 @@ fn serve(client: StreamOwned<ServerConnection, TcpStream>, upstream: &str, welco
         server.write_all(format!("{first}\r\nconnection: close\r\n{rest}").as_bytes())?;
         server.write_all(&body)?;
         server.read_to_end(&mut answer)?;
+        // Elasticsearch 8 does not say that it closes: the client would send its next request here.
+        if let Some(end) = answer.windows(2).position(|pair| pair == b"\r\n") {
+            answer.splice(end + 2..end + 2, b"connection: close\r\n".iter().copied());
+        }
     } else {
         let body = r#"{"error":{"type":"security_exception","reason":"missing or wrong credentials"},"status":401}"#;
         let head = "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\nconnection: close\r\n";

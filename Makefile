@@ -11,11 +11,11 @@ export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
-	@echo 'make test      everything, on a real Kafka and a real PostgreSQL that it starts and stops'
+	@echo 'make test      everything, on a real Kafka, PostgreSQL and Elasticsearch that it starts and stops'
 	@echo 'make test-all  the same, with a kill campaign ten times as long, and the budget of instructions'
 	@echo 'make lint      clippy and rustfmt'
 	@echo 'make bench     how fast it is on this machine; make bench-peers: beside Spark and Flink (docs/performance.md)'
-	@echo 'make services  Kafka and PostgreSQL to play with, until Ctrl-C'
+	@echo 'make services  Kafka, PostgreSQL and Elasticsearch to play with, until Ctrl-C'
 	@echo 'make clean     removes what was built'
 
 # The dev profile: optimised a little, built in half the time of a release. Its speed says nothing of the real one.
@@ -26,7 +26,7 @@ demo: prerequisites
 # those that stop the program at fail points, which only this build has. Of the dependencies it changes one small crate:
 # all else is built once for this and for `make demo`.
 test: prerequisites
-	tests/services/with kafka postgres -- cargo test --locked --features failpoints -- --include-ignored
+	tests/services/with kafka postgres elasticsearch -- cargo test --locked --features failpoints -- --include-ignored
 
 # The budget wants a release build and valgrind: it fails beyond 1.05 times of benches/instructions.json.
 test-all: export POUNDLOCK_KILLS ?= 200
@@ -72,7 +72,7 @@ prerequisites:
 	@tests/services/prerequisites
 
 services:
-	@INTERRUPT_ENDS=1 tests/services/with kafka postgres -- bash -c 'echo "export KAFKA_BROKER=$$KAFKA_BROKERS DATABASE_URL=$$DATABASE_URL"; echo "Ctrl-C stops them"; sleep infinity'
+	@INTERRUPT_ENDS=1 tests/services/with kafka postgres elasticsearch -- bash -c 'echo "export KAFKA_BROKER=$$KAFKA_BROKERS DATABASE_URL=$$DATABASE_URL ES_URL=$$ELASTICSEARCH_URL"; echo "Ctrl-C stops them"; sleep infinity'
 
 clean:
 	cargo clean

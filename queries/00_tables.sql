@@ -12,6 +12,7 @@ SET poundlock.checkpoint = '${CHECKPOINT_BASE:-checkpoint}';       -- where its 
 CREATE SCHEMA kafka;
 CREATE SCHEMA db;
 CREATE SCHEMA lake;
+CREATE SCHEMA es;
 
 -- ── Kafka ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,6 +133,42 @@ CREATE EXTERNAL TABLE db.anomalous_events (
   PRIMARY KEY (user_id, window_start, window_end)
 )
 STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing');
+
+-- ── Elasticsearch: off as long as ES_URL is not set, for a table whose LOCATION is empty is off ─────────────────────────
+
+-- Both are documents of one index, told apart by their type; migrations/elasticsearch has its mapping. A document's _id is the
+-- PRIMARY KEY, so that it is the same one when its batch is written again.
+CREATE EXTERNAL TABLE es.anomalies (
+  "type"       VARCHAR,
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  user_id      BIGINT,
+  event_count  BIGINT,
+  mean         DOUBLE,
+  stddev       DOUBLE,
+  z_score      DOUBLE,
+  severity     VARCHAR,
+  PRIMARY KEY ("type", window_start, window_end, user_id)
+)
+STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+         'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
+
+CREATE EXTERNAL TABLE es.summaries (
+  "type"       VARCHAR,
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  users        BIGINT,
+  events       BIGINT,
+  mean         DOUBLE,
+  stddev       DOUBLE,
+  threshold    DOUBLE,       -- the z-score from which a user is an anomaly, as it was then
+  anomalies    BIGINT,
+  PRIMARY KEY ("type", window_start, window_end)
+)
+STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+         'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
 
 -- ── The lake: Parquet files in a folder, one folder a day ──────────────────────────────────────────────────────────
 

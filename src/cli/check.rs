@@ -290,6 +290,11 @@ fn address(table: &TableDefinition) -> String {
     let location = redact(&table.location);
     match table.options.get("brokers") {
         Some(brokers) => format!("{} topic {location} at {}", table.stored_as, redact(brokers)),
+        None if table.stored_as == "ELASTICSEARCH" => {
+            let index = table.options.get("index").filter(|index| !index.is_empty());
+            let index = index.map_or_else(|| table.name.rsplit('.').next().unwrap_or_default(), String::as_str);
+            format!("ELASTICSEARCH index {index} at {location}")
+        }
         None => format!("{} {location}", table.stored_as),
     }
 }
@@ -328,6 +333,8 @@ mod tests {
             place: String::new(),
         };
         assert_eq!(address(&table("DATABASE", "postgres://me:x1@h/d", &[])), "DATABASE postgres://me:***@h/d");
+        let of_elasticsearch = table("ELASTICSEARCH", "http://me:x1@h:9200", &[("index", "logs")]);
+        assert_eq!(address(&of_elasticsearch), "ELASTICSEARCH index logs at http://me:***@h:9200");
         assert_eq!(address(&table("KAFKA", "events", &[("brokers", "a:1,b:2")])), "KAFKA topic events at a:1,b:2");
     }
 

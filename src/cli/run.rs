@@ -17,6 +17,7 @@ use super::environment::environment;
 use super::flags::SettingFlags;
 use super::load::load;
 use crate::connector::database::migrate::migrate;
+use crate::connector::elasticsearch::{connections, template};
 use crate::format::time::write_timestamp;
 use crate::pipeline::backoff::retry_at_start;
 use crate::pipeline::turn::Observer;
@@ -24,6 +25,9 @@ use crate::pipeline::{Begin, End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
+
+/// Index templates are in this folder of `migrations/`.
+pub const TEMPLATES: &str = "elasticsearch";
 
 /// What a shell says of a program that Ctrl-C has ended.
 const INTERRUPTED: u8 = 130;
@@ -141,6 +145,13 @@ async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
         let work = async || migrate(&location, &folder).await;
         for migration in retry_at_start("migrations", "connect to the database", work).await? {
             tracing::info!(migration, "applied");
+        }
+    }
+    let folder = folder.join(TEMPLATES);
+    for connection in connections(program.written())? {
+        let work = async || template::apply(&connection, &folder).await;
+        for template in retry_at_start("migrations", "apply the templates", work).await? {
+            tracing::info!(template, "applied");
         }
     }
     Ok(())

@@ -32,12 +32,14 @@ pub mod database;
 
 pub mod parquet;
 
+pub mod elasticsearch;
+
 pub mod file;
 
 pub mod memory;
 
 pub use options::{OptionDoc, OptionReader, redact};
-pub use registry::{bounded, check, is_keyed, is_read_by_batch, sinks, source};
+pub use registry::{bounded, check, is_keyed, is_read_by_batch, is_readable, sinks, source};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.
 #[derive(Debug, Clone)]
@@ -50,7 +52,7 @@ pub struct TableDefinition {
     /// Column names of `PRIMARY KEY (…)`; empty where none is declared.
     pub primary_key: Vec<String>,
     pub unbounded: bool,
-    /// Upper case: KAFKA, DATABASE, PARQUET, CSV, JSON.
+    /// Upper case: KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV, JSON.
     pub stored_as: String,
     /// May hold a secret (a password in a URL): print it only through [`redact`].
     pub location: String,
@@ -328,7 +330,7 @@ pub struct WriteReport {
     pub refusals: Vec<Refusal>,
     /// Files made, by table, relative to the table's location (Parquet only).
     pub files: BTreeMap<String, Vec<String>>,
-    /// The batch was there already: nothing was written now.
+    /// The batch was there already, whole or in part: what was stored of its refusals counts.
     pub already: bool,
 }
 

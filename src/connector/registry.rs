@@ -6,6 +6,7 @@ use datafusion::catalog::Session;
 use uuid::Uuid;
 
 use super::database::{self, DatabaseTable, OnConflict};
+use super::elasticsearch::{ElasticsearchSink, ElasticsearchTable, OpType};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
 use super::parquet::{self, ParquetSink, Visible};
 use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
@@ -21,14 +22,27 @@ pub fn check(table: &Arc<TableDefinition>) -> Result<()> {
         "KAFKA" => KafkaTable::try_new(Arc::clone(table)).map(drop),
         "DATABASE" => DatabaseTable::new(Arc::clone(table)).map(drop),
         "PARQUET" => ParquetSink::for_tables(std::slice::from_ref(table)).map(drop),
+        "ELASTICSEARCH" => ElasticsearchTable::try_new(Arc::clone(table)).map(drop),
         _ => file::check(table),
     }
 }
 
 /// Whether a row written again under its key replaces the older one: what an open window may be written to.
 pub fn is_keyed(table: &Arc<TableDefinition>) -> bool {
-    table.stored_as == "DATABASE"
-        && DatabaseTable::new(Arc::clone(table)).is_ok_and(|table| table.on_conflict() == OnConflict::Update)
+    match table.stored_as.as_str() {
+        "DATABASE" => {
+            DatabaseTable::new(Arc::clone(table)).is_ok_and(|table| table.on_conflict() == OnConflict::Update)
+        }
+        "ELASTICSEARCH" => {
+            ElasticsearchTable::try_new(Arc::clone(table)).is_ok_and(|table| table.op_type == OpType::Index)
+        }
+        _ => false,
+    }
+}
+
+/// Whether its rows can be had back.
+pub fn is_readable(table: &TableDefinition) -> bool {
+    table.stored_as != "ELASTICSEARCH"
 }
 
 /// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
@@ -47,11 +61,16 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
     let boxed = |sink| Box::new(sink) as Box<dyn Sink>;
     sinks.extend(KafkaSink::for_tables(of("KAFKA"))?.into_iter().map(boxed));
     sinks.extend(ParquetSink::for_tables(&of("PARQUET"))?.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
-    match tables.iter().find(|t| !["DATABASE", "KAFKA", "PARQUET"].contains(&t.stored_as.as_str())) {
+    let of_elasticsearch = ElasticsearchSink::for_tables(of("ELASTICSEARCH"))?;
+    sinks.extend(of_elasticsearch.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
+    match tables.iter().find(|t| !["DATABASE", "KAFKA", "PARQUET", "ELASTICSEARCH"].contains(&t.stored_as.as_str())) {
         Some(table) => {
             let error =
                 Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
-            Err(error.at(table.place.clone()).about(Part::StoredAs).hint("write to PARQUET, DATABASE or KAFKA"))
+            Err(error
+                .at(table.place.clone())
+                .about(Part::StoredAs)
+                .hint("write to PARQUET, DATABASE, KAFKA or ELASTICSEARCH"))
         }
         None => Ok(sinks),
     }
@@ -79,6 +98,11 @@ pub async fn bounded(
     match table.stored_as.as_str() {
         "KAFKA" => kafka::bounded_table(Arc::clone(table)),
         "DATABASE" => database::provider(table),
+        "ELASTICSEARCH" => {
+            let error = format!("table {} is STORED AS ELASTICSEARCH, which is only written", table.name);
+            let error = Error::user(error).at(table.place.clone()).about(Part::StoredAs);
+            Err(error.hint("ask Elasticsearch itself: POST /<index>/_search"))
+        }
         "PARQUET" => {
             let visible = match pipeline {
                 Some((pipeline, last)) => Visible::Committed { pipeline, last },

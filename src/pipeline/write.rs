@@ -244,13 +244,12 @@ async fn write_one(
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
         let of = BatchPlan { batch: request.batch, planned_at: request.planned_at };
-        if report.already {
-            // Killed before they were stored: then the sink's own, made again from the same rows, are as good.
-            if let Some(stored) = checkpoint.get_refused(of, name).await? {
-                report.refusals = stored;
-            }
-        } else if !report.refusals.is_empty() {
-            report.refusals = checkpoint.put_refused(of, name, &report.refusals).await?;
+        let stored = if report.already { checkpoint.get_refused(of, name).await? } else { None };
+        match stored {
+            Some(stored) => report.refusals = stored,
+            // Stopped before they were stored: then the sink's own, made again from the same rows, are as good.
+            None if report.refusals.is_empty() => {}
+            None => report.refusals = checkpoint.put_refused(of, name, &report.refusals).await?,
         }
     }
     Ok((report, request))

@@ -358,12 +358,30 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Whether the tables that are joined with can be.
+    fn check_dimensions(&mut self) {
+        let stores = self.windows.stores.iter().map(|store| &store.input);
+        let read = self.inserts.iter().map(|insert| &insert.plan).chain(stores).filter_map(|plan| scans(plan).ok());
+        let read: BTreeSet<String> = read.flat_map(|found| found.dimensions).collect();
+        for dimension in self.dimensions.iter().filter(|dimension| read.contains(&dimension.table.name)) {
+            let table = &dimension.table;
+            if !connector::is_readable(table) {
+                let error = format!("table {} is STORED AS {}, which is only written", table.name, table.stored_as);
+                let error = Error::user(error).at(table.place.clone()).about(Part::StoredAs);
+                let error = error.hint("read what the rows came from");
+                let place = error.location().and_then(|label| self.files.statement_at(label));
+                self.errors.push((place, self.files.locate(error)));
+            }
+        }
+    }
+
     /// Only what some INSERT reads is opened.
     ///
     /// # Errors
     /// All that were found.
     pub fn finish(&mut self) -> Result<()> {
         self.check_sinks();
+        self.check_dimensions();
         self.errors.sort_by_key(|(place, _)| *place); // stable: as found, within a statement
         if let Some(error) = Error::all(self.errors.drain(..).map(|(_, error)| error).collect()) {
             return Err(error);

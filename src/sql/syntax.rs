@@ -96,7 +96,7 @@ struct Keyword {
 
 fn missing_clause(error: &str) -> Option<&'static str> {
     if error.contains("Missing STORED AS clause") {
-        Some("add STORED AS KAFKA, DATABASE, PARQUET, CSV or JSON")
+        Some("add STORED AS KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV or JSON")
     } else if error.contains("Missing LOCATION clause") {
         Some("add LOCATION '…': the topic, the address of the database, the file or folder")
     } else {
@@ -269,7 +269,10 @@ mod tests {
             ("CREATE VIEW v AS SELECT a,, b FROM t", "leave out this ,"),
             ("CREATE VIEW v AS SELECT a FROM t INSERT INTO x SELECT a FROM v", "is a ; missing before INSERT?"),
             ("SET a.b = 1 CREATE VIEW v AS SELECT a FROM t", "is a ; missing before CREATE?"),
-            ("CREATE EXTERNAL TABLE t (a INT) LOCATION 'x'", "add STORED AS KAFKA, DATABASE, PARQUET, CSV or JSON"),
+            (
+                "CREATE EXTERNAL TABLE t (a INT) LOCATION 'x'",
+                "add STORED AS KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV or JSON",
+            ),
         ] {
             assert_eq!(hint(sql), expected, "{sql}");
         }

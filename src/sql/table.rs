@@ -22,7 +22,7 @@ use super::words::{place_of, place_of_quoted};
 use crate::connector::TableDefinition;
 use crate::{Error, Part, Result};
 
-const STORED_AS: &[&str] = &["KAFKA", "DATABASE", "PARQUET", "CSV", "JSON"];
+const STORED_AS: &[&str] = &["KAFKA", "DATABASE", "PARQUET", "ELASTICSEARCH", "CSV", "JSON"];
 const COLUMNS_MAX: usize = 1_000;
 
 /// A declaration that parses; its types and options are looked at by [`define`].
@@ -118,6 +118,7 @@ impl Check<'_> {
             let near = match stored_as.as_str() {
                 "POSTGRES" | "POSTGRESQL" | "SQLITE" => Some("DATABASE"),
                 "NDJSON" => Some("JSON"),
+                "ES" | "ELASTIC" | "OPENSEARCH" => Some("ELASTICSEARCH"),
                 _ => nearest(&stored_as, STORED_AS.iter().copied()),
             };
             let known = format!("there are: {}", STORED_AS.join(", "));
@@ -133,7 +134,9 @@ impl Check<'_> {
                 "leave out UNBOUNDED: the table is read to its end",
             );
         }
-        if !statement.table_partition_cols.is_empty() && matches!(stored_as.as_str(), "KAFKA" | "DATABASE") {
+        if !statement.table_partition_cols.is_empty()
+            && matches!(stored_as.as_str(), "KAFKA" | "DATABASE" | "ELASTICSEARCH")
+        {
             self.say_here(format!("a table STORED AS {stored_as} has no PARTITIONED BY"), "leave it out");
         }
     }
@@ -189,7 +192,7 @@ impl Check<'_> {
                 ),
                 ColumnOption::NotNull => self.say(
                     place,
-                    "NOT NULL is kept by a database only: nobody checks it in a file",
+                    "NOT NULL is kept by a database only: nobody checks it elsewhere",
                     "leave out NOT NULL, and test IS NULL in a view",
                 ),
                 other => self.say(

@@ -14,6 +14,9 @@ pub fn poundlock(folder: &Path, arguments: &[&str]) -> Command {
     for name in ["DATABASE_URL", "KAFKA_BROKER", "KAFKA_TOPIC", "LAKE_URL", "CHECKPOINT_BASE", "POUNDLOCK_NAME"] {
         command.env_remove(name);
     }
+    for name in ["ES_URL", "ES_INDEX", "ES_BULK_CHUNK", "ES_API_KEY", "ES_CA_FILE"] {
+        command.env_remove(name);
+    }
     for name in ["ANOMALY_THRESHOLD", "Z_THRESHOLD", "PROCESSING_TRIGGER", "POUNDLOCK_LOG", "RUST_LOG"] {
         command.env_remove(name);
     }
@@ -128,6 +131,7 @@ fn check_knows_the_options_of_every_kind_of_table() {
     let tables: String = [
         ("KAFKA", "'brokers' 'b:9092', 'foramt' 'json'"),
         ("DATABASE", "'on_confict' 'update'"),
+        ("ELASTICSEARCH", "'indx' 'logs'"),
         ("PARQUET", "'compresion' 'zstd'"),
         ("CSV", "'heder' 'true'"),
         ("CSV", "'delimiter' 'tab'"),
@@ -136,7 +140,11 @@ fn check_knows_the_options_of_every_kind_of_table() {
     .iter()
     .enumerate()
     .map(|(n, (kind, options))| {
-        let location = if *kind == "DATABASE" { "sqlite:x" } else { "x" };
+        let location = match *kind {
+            "DATABASE" => "sqlite:x",
+            "ELASTICSEARCH" => "http://x",
+            _ => "x",
+        };
         format!("CREATE EXTERNAL TABLE t{n} (id BIGINT) STORED AS {kind} LOCATION '{location}' OPTIONS ({options});\n")
     })
     .collect();

@@ -163,11 +163,13 @@ FROM (SELECT *, time_bucket(INTERVAL 5 SECOND, "timestamp") AS bucket FROM valid
 
 CREATE VIEW summary AS SELECT a.*, u.name, u.region FROM activity a LEFT JOIN users u USING (user_id);
 
-CREATE TABLE anomalies AS
+CREATE TABLE scored AS
 WITH population AS (
   SELECT *, round(avg(event_count) OVER w, 6) AS mean, round(stddev_pop(event_count) OVER w, 6) AS stddev
-  FROM activity WINDOW w AS (PARTITION BY window_start, window_end)),
-scored AS (SELECT *, round((event_count - mean) / nullif(stddev, 0), 4) AS z_score FROM population)
+  FROM activity WINDOW w AS (PARTITION BY window_start, window_end))
+SELECT *, round((event_count - mean) / nullif(stddev, 0), 4) AS z_score FROM population;
+
+CREATE TABLE anomalies AS
 SELECT user_id, window_start, window_end, event_count, mean, stddev, z_score,
        CASE WHEN z_score > 5 THEN 'high' WHEN z_score > 3 THEN 'medium' ELSE 'low' END AS severity
 FROM scored WHERE event_count > 5 AND z_score >= 2.0;
@@ -265,6 +267,34 @@ none("with their mean, deviation and score",
         WHERE NOT (abs(a.mean - f.mean) < 2e-6 AND abs(a.stddev - f.stddev) < 2e-6 AND abs(a.z_score - f.z_score) < 2e-4)""")
 same("alerts", f"{judged} anomalies WHERE severity IN ('medium', 'high')", f"{judged} alerts")
 expect("keyed by user", not wrong_keys, wrong_keys[:5])
+
+# ── Elasticsearch ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+documents = {"anomaly": [], "summary": []}
+wrong_ids = []
+for document in lines("documents.jsonl"):
+    source = document["source"]
+    documents[source["type"]].append(source)
+    key = [source["type"], source["window_start"], source["window_end"]] + ([str(source["user_id"])] if "user_id" in source else [])
+    if document["id"] != "|".join(key):
+        wrong_ids.append((document["id"], key))
+table("anomaly_documents", {**WINDOW, "mean": "DOUBLE", "stddev": "DOUBLE", "z_score": "DOUBLE", "severity": "VARCHAR"}, documents["anomaly"])
+SUMMARY = {"window_start": "TIMESTAMP", "window_end": "TIMESTAMP", "users": "BIGINT", "events": "BIGINT", "anomalies": "BIGINT"}
+table("summary_documents", {**SUMMARY, "mean": "DOUBLE", "stddev": "DOUBLE", "threshold": "DOUBLE"}, documents["summary"])
+db.execute("""CREATE VIEW summaries AS
+SELECT window_start, window_end, count(*) AS users, sum(event_count)::BIGINT AS events,
+       count(*) FILTER (WHERE event_count > 5 AND z_score >= 2.0) AS anomalies, any_value(mean) AS mean, any_value(stddev) AS stddev
+FROM scored GROUP BY ALL""")
+
+print("Elasticsearch")
+expect("_id is the key", not wrong_ids, wrong_ids[:5])
+same("a document for each anomaly", f"{judged} anomalies", f"{judged} anomaly_documents")
+none("the same as in the database", "FROM anomaly_documents EXCEPT SELECT * FROM anomalous_events")
+summed = "SELECT window_start, window_end, users, events, anomalies FROM"
+same("a summary of each window", f"{summed} summaries", f"{summed} summary_documents")
+none("with its mean, deviation and threshold",
+     """SELECT s.*, d.mean, d.stddev, d.threshold FROM summaries s JOIN summary_documents d USING (window_start, window_end)
+        WHERE NOT (abs(s.mean - d.mean) < 2e-6 AND abs(s.stddev - d.stddev) < 2e-6 AND d.threshold = 2.0)""")
 
 # ── Kafka ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

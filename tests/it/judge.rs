@@ -1,4 +1,4 @@
-//! Writes down what is in Kafka and PostgreSQL after a run, and lets `judge.py` compare it and the lake with the input.
+//! Writes down what is in Kafka, PostgreSQL and Elasticsearch after a run, and lets `judge.py` compare it and the lake with the input.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -32,6 +32,9 @@ pub fn verdict(world: &World) -> Result<String, String> {
     for table in ["user_events", "user_activity_summary", "anomalous_events"] {
         write(&format!("{table}.jsonl"), world.sql(&format!("SELECT row_to_json(t) FROM {table} t")));
     }
+    let documents = world.elasticsearch.documents(&world.index);
+    let documents = documents.iter().map(|(id, source)| format!("{}\n", json!({ "id": id, "source": source })));
+    write("documents.jsonl", documents.collect());
     write("users.jsonl", world.sql("SELECT row_to_json(t) FROM users t"));
 
     let home = std::env::var("HOME").unwrap_or_default();

@@ -13,7 +13,7 @@ use crate::harness::{Feeder, Program, World, setting, wait_for};
 use crate::judge::judge;
 
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn kills_at_random_moments_leave_everything_exactly_once() {
     let (kills, seed) = (setting("POUNDLOCK_KILLS", 20), setting("POUNDLOCK_SEED", 1));
     println!("{kills} kills, POUNDLOCK_SEED={seed}");

@@ -1,12 +1,12 @@
 //! The real program against real servers, judged by another reader.
 //!
 //! ```text
-//! feeder ──▶ Kafka ──▶ poundlock run ──▶ PostgreSQL, Parquet, Kafka ──▶ judge.py (DuckDB) ──▶ the same rows, or a failure
-//!    └───────────────── the input topic, read by a plain consumer ────────▲
+//! feeder ──▶ Kafka ──▶ poundlock run ──▶ PostgreSQL, Parquet, Kafka, Elasticsearch ──▶ judge.py (DuckDB) ──▶ the same rows,
+//!    └────────────── the input topic, read by a plain consumer ───────────────────────────▲                   or a failure
 //! ```
 //!
 //! The judge gets nothing from the engine but its output: it reads the input topic itself and computes what must be
-//! there. Every test has topics, a database, folders and a pipeline name of its own, so they run side by side.
+//! there. Every test has topics, a database, an index, folders and a pipeline name of its own, so they run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod events;
@@ -17,6 +17,7 @@ mod reference;
 mod brokers;
 mod cli;
 mod demo;
+mod elasticsearch;
 mod kill;
 mod pipeline;
 mod recovery;

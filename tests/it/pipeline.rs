@@ -10,7 +10,7 @@ use crate::harness::{Feeder, PARTITIONS, World, create_topics};
 use crate::judge::{judge, verdict};
 
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn the_shipped_project_gives_what_one_query_over_all_input_gives() {
     let world = World::new("pipeline");
     Feeder::feed(&world, 1, 20_000);
@@ -66,6 +66,15 @@ fn the_judge_sees_faults(world: &World) {
     let findings = verdict(world).expect_err("a file of the lake twice");
     assert!(findings.contains("  WRONG the lake"), "{findings}");
     std::fs::remove_file(&twice).unwrap();
+    for (kind, finding) in [("anomaly", "a document for each anomaly"), ("summary", "a summary of each window")] {
+        let documents = world.elasticsearch.documents(&world.index);
+        let (id, source) = documents.into_iter().find(|(_, source)| source["type"] == kind).unwrap();
+        let path = format!("{}/_doc/{}", world.index, id.replace('|', "%7C"));
+        world.elasticsearch.request("DELETE", &path, None);
+        let findings = verdict(world).expect_err("a document is gone");
+        assert!(findings.contains(&format!("  WRONG {finding}")), "{findings}");
+        world.elasticsearch.put(&path, &source);
+    }
     judge(world);
 }
 
@@ -79,7 +88,7 @@ fn parquet_file(folder: &Path) -> PathBuf {
 }
 
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn ctrl_c_finishes_the_batch_and_loses_nothing() {
     let world = World::new("ctrl_c");
     let feeder = Feeder::start(&world, 2, 2_000, 100_000);
@@ -96,7 +105,7 @@ fn ctrl_c_finishes_the_batch_and_loses_nothing() {
 
 /// The topic of dead letters takes messages of up to 1 MB, as topics do; a bad record of 3 MB cannot go there whole.
 #[test]
-#[ignore = "needs Kafka and PostgreSQL: make test"]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
 fn a_bad_record_larger_than_a_dead_letter_may_be_stops_nothing() {
     let mut world = World::new("large");
     world.events = format!("{}_large", world.events);

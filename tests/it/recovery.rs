@@ -1,9 +1,9 @@
 //! What a start makes of what it finds: the real program, stopped at chosen lines by the environment variable FAILPOINTS
 //! (see `src/point.rs`), and started again.
 
-mod contents;
+pub mod contents;
 mod points;
-mod project;
+pub mod project;
 mod promises;
 mod runs;
 mod switched;

@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, CommandFactory};
 use poundlock::cli::Cli;
 use poundlock::connector::kafka::options::MetadataColumn;
 use poundlock::connector::options::ENGINE_OPTIONS;
-use poundlock::connector::{OptionDoc, database, file, kafka, parquet};
+use poundlock::connector::{OptionDoc, database, elasticsearch, file, kafka, parquet};
 use poundlock::sql::settings;
 
 fn root(path: &str) -> PathBuf {
@@ -31,6 +31,7 @@ fn generated_sections_are_those_of_the_code() {
         ("options of KAFKA", options(kafka::options::OPTIONS)),
         ("options of DATABASE", options(database::OPTIONS)),
         ("options of PARQUET", options(parquet::OPTIONS)),
+        ("options of ELASTICSEARCH", options(elasticsearch::OPTIONS)),
         ("options of CSV", options(file::CSV_OPTIONS)),
         ("settings", settings_table()),
         ("verbs", verbs()),
@@ -64,7 +65,7 @@ fn what_the_engine_fills_is_on_the_page() {
     assert!(page.contains(&format!("`{}`", kafka::sink::ID_HEADER)));
 }
 
-/// `${NAME:-default}` in queries/ is a row of the page: name, default.
+/// `${NAME:-default}` in queries/ is a row of the page: name, default. An empty default turns off what it is the address of.
 #[test]
 fn the_environment_of_the_shipped_project_is_on_the_page() {
     let page = page();
@@ -74,8 +75,12 @@ fn the_environment_of_the_shipped_project_is_on_the_page() {
         for line in text.lines().filter(|line| !line.trim_start().starts_with("--")) {
             for reference in line.split("${").skip(1) {
                 let (reference, _) = reference.split_once('}').unwrap();
-                let (name, default) = reference.split_once(":-").unwrap_or((reference, ""));
-                let default = if default.is_empty() { "required".into() } else { format!("`{default}`") };
+                let (name, default) = match reference.split_once(":-") {
+                    None => (reference, "required".into()),
+                    Some((name, "")) if name.ends_with("_URL") => (name, "off".into()),
+                    Some((name, "")) => (name, "none".into()),
+                    Some((name, default)) => (name, format!("`{default}`")),
+                };
                 rows.insert(format!("| `{name}` | {default} |"));
             }
         }

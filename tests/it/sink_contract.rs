@@ -2,7 +2,8 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka,
+//!                               Elasticsearch
 //! ```
 //!
 //! Clauses for all subjects stand in the macro below, those for some beside the subject's name: a clause that says nothing
@@ -343,3 +344,9 @@ contract!(
     ignore = "needs PostgreSQL: make test"
 );
 contract!(kafka, Kafka, [an_older_start_writes_nothing_more], ignore = "needs Kafka: make test");
+contract!(
+    elasticsearch,
+    Elasticsearch,
+    [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key],
+    ignore = "needs Elasticsearch: make test"
+);

@@ -71,7 +71,10 @@ fn wrong_declarations_are_refused() {
     for (sql, message) in [
         ("t (a INT) STORED AS KAFKAA LOCATION 'x'", "did you mean STORED AS KAFKA?"),
         ("t (a INT) STORED AS POSTGRES LOCATION 'x'", "did you mean STORED AS DATABASE?"),
-        ("t (a INT) STORED AS ELASTICSEARCH LOCATION 'x'", "there are: KAFKA, DATABASE, PARQUET, CSV, JSON"),
+        (
+            "t (a INT) STORED AS OPENSEARCH LOCATION 'x'",
+            "did you mean STORED AS ELASTICSEARCH? there are: KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV, JSON",
+        ),
         ("t STORED AS CSV LOCATION 'x'", "the table has no columns"),
         ("t () STORED AS CSV LOCATION 'x'", "the table has no columns"),
         ("t (a INT, A INT) STORED AS CSV LOCATION 'x'", "column 'a' is declared twice"),

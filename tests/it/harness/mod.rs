@@ -1,11 +1,13 @@
 //! What every end-to-end test stands on: servers of the environment, a [`World`] per test, the [`Program`] that runs in it.
 
+mod elasticsearch;
 mod feeder;
 mod program;
 mod world;
 
 use std::time::{Duration, Instant};
 
+pub use elasticsearch::Elasticsearch;
 pub use feeder::Feeder;
 pub use program::Program;
 pub use world::{PARTITIONS, World, create_topics, psql};

@@ -1,4 +1,4 @@
-//! What one test has to itself: topics, a database with migrated tables and the users of `data/`, a copy of the shipped
+//! What one test has to itself: topics, a database with migrated tables and the users of `data/`, an index, a copy of the shipped
 //! `queries/` under a pipeline name of its own, folders for lake, checkpoint and dumps.
 //!
 //! After success all of it is removed; after a failure it stays, and the place is printed.
@@ -12,7 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
-use super::Program;
+use super::{Elasticsearch, Program};
 
 /// Of the input topic. The feeder leaves the last one empty: it must hold back no watermark.
 pub const PARTITIONS: i32 = 5;
@@ -29,6 +29,9 @@ pub struct World {
     pub events: String,
     pub dead_letters: String,
     pub alerts: String,
+    pub elasticsearch: Elasticsearch,
+    /// Of this test's own documents; the shipped template is for it too.
+    pub index: String,
     pub folder: PathBuf,
 }
 
@@ -47,6 +50,8 @@ impl World {
             events: format!("{name}_events"),
             dead_letters: format!("{name}_dead"),
             alerts: format!("{name}_alerts"),
+            elasticsearch: Elasticsearch::of_environment(),
+            index: format!("user_event_logs-{name}"),
             folder: std::env::temp_dir().join(&name),
             server_url,
             name,
@@ -108,6 +113,11 @@ impl World {
             .env("DATABASE_URL", &self.database_url)
             .env("LAKE_URL", self.lake())
             .env("CHECKPOINT_BASE", self.folder.join("checkpoint"))
+            .env("ES_URL", &self.elasticsearch.url)
+            .env("ES_INDEX", &self.index)
+            .env_remove("ES_API_KEY")
+            .env_remove("ES_CA_FILE")
+            .env_remove("ES_BULK_CHUNK")
             .env_remove("PROCESSING_TRIGGER")
             .env_remove("ANOMALY_THRESHOLD")
             .env_remove("Z_THRESHOLD");
@@ -130,10 +140,11 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("kept for you: {} and database {}", self.folder.display(), self.name);
+            eprintln!("kept for you: {}, database {} and index {}", self.folder.display(), self.name, self.index);
             return;
         }
         psql(&self.server_url, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        self.elasticsearch.delete(&self.index);
         fs::remove_dir_all(&self.folder).unwrap();
     }
 }

@@ -115,6 +115,16 @@ pub fn messages(project: &Project, topic: &str) -> Vec<String> {
     sorted(found.into_values())
 }
 
+/// The documents of an index, those with a key with their `_id`: of the others it is of this run only.
+fn documents(project: &Project, index: &str) -> Vec<String> {
+    let Some(server) = &project.elasticsearch else { return vec![] };
+    let documents = server.documents(&format!("{}_{index}", project.name)).into_iter();
+    sorted(documents.map(|(id, document)| match index {
+        "counts" => format!("{id} {document}"),
+        _ => document.to_string(),
+    }))
+}
+
 /// All that a project has written, by table.
 pub type Contents = BTreeMap<&'static str, Vec<String>>;
 
@@ -126,6 +136,8 @@ pub fn of(project: &Project) -> Contents {
         ("lake.events", project.lake()),
         ("kafka.copies", messages(project, project.topic("COPIES"))),
         ("kafka.dead", messages(project, project.topic("DEAD"))),
+        ("es.copies", documents(project, "copies")),
+        ("es.counts", documents(project, "counts")),
         ("the accounts", accounts(project)),
     ])
 }
@@ -145,7 +157,9 @@ fn accounts(project: &Project) -> Vec<String> {
                 *sums.entry(format!("partition {partition} {what}")).or_default() += number;
             }
         }
-        for insert in commit.inserts.values().filter(|insert| insert.table != "db.counts") {
+        for insert in
+            commit.inserts.values().filter(|insert| !["db.counts", "es.counts"].contains(&insert.table.as_str()))
+        {
             let accounts = [("produced", insert.produced), ("refused", insert.report.refused)];
             for (what, number) in accounts {
                 *sums.entry(format!("{} {what}", insert.table)).or_default() += number;

@@ -22,24 +22,33 @@ const BELOW: [(&str, &[usize]); 3] =
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
 fn stopped_at_any_point_it_leaves_what_it_leaves_undisturbed() {
-    let absent = ["postgres::", "kafka::before_commit"]; // the embedded broker has no transactions
+    let absent = ["postgres::", "elasticsearch::", "kafka::before_commit"]; // the embedded broker has no transactions
     compare(Servers::Embedded, |point| !absent.iter().any(|absent| point.starts_with(absent)));
 }
 
 #[test]
-#[ignore = "needs Kafka, PostgreSQL and the feature failpoints: make test"]
-fn and_so_it_does_with_transactions_of_kafka_and_postgresql() {
-    let theirs = ["postgres::", "kafka::", "write::", "checkpoint::before_commit", "checkpoint::after_commit"];
+#[ignore = "needs Kafka, PostgreSQL, Elasticsearch and the feature failpoints: make test"]
+fn and_so_it_does_with_transactions_of_kafka_and_postgresql_and_with_elasticsearch() {
+    let theirs = [
+        "postgres::",
+        "kafka::",
+        "elasticsearch::",
+        "write::",
+        "checkpoint::before_commit",
+        "checkpoint::after_commit",
+    ];
     compare(Servers::Real, |point| theirs.iter().any(|theirs| point.starts_with(theirs)));
 }
 
 fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
-    let undisturbed = Project::new(servers);
+    let undisturbed = project(servers);
     (0..STAGES).for_each(|stage| undisturbed.feed(stage));
     undisturbed.run(&["--close-windows"]);
     let expected = contents::of(&undisturbed);
     let seen = ["db.shares", "db.counts", "db.closed", "lake.events", "kafka.copies", "kafka.dead"];
-    assert!(seen.iter().all(|table| expected[table].len() > 20), "{expected:#?}");
+    let documents: &[&str] = if servers == Servers::Real { &["es.copies", "es.counts"] } else { &[] };
+    let mut seen = seen.iter().chain(documents);
+    assert!(seen.all(|table| expected[table].len() > 20), "{expected:#?}");
 
     let points: Vec<String> = points().into_iter().filter(|point| wanted(point)).collect();
     let mut cases: Vec<(String, usize)> = points.iter().map(|point| (point.clone(), 0)).collect();
@@ -60,11 +69,18 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
     });
 }
 
+fn project(servers: Servers) -> Project {
+    match servers {
+        Servers::Embedded => Project::new(servers),
+        Servers::Real => Project::new(servers).with_elasticsearch(),
+    }
+}
+
 /// Of [`Project::feed`].
 const STAGES: i64 = 3;
 
 fn stopped_at(servers: Servers, point: &str, passed: usize, expected: &Contents) {
-    let project = Project::new(servers);
+    let project = project(servers);
     let at = |passed: usize, action: &str| match passed {
         0 => format!("{point}={action}"),
         _ => format!("{point}={passed}*off->{action}"),

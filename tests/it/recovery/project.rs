@@ -3,6 +3,7 @@
 //! ```text
 //! events ─▶ valid ─▶ db.shares, lake.events, kafka.copies          and bad records, rows that a query refuses, rows that
 //!             └────▶ counted (10 s) ─▶ db.counts, db.closed        a sink refuses ─▶ kafka.dead
+//!                                      and es.copies, es.counts, where there is Elasticsearch
 //! ```
 //!
 //! Nothing has a key but `counts`, so whatever is written twice is seen twice. Batches are as small as they can be: one
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use super::contents;
 use crate::cli::poundlock;
-use crate::harness::{Program, create_topics, psql};
+use crate::harness::{Elasticsearch, Program, create_topics, psql};
 
 /// Of the input topic.
 pub const PARTITIONS: i32 = 4;
@@ -73,6 +74,14 @@ SELECT window_start, window_end, k, count(*) AS n
 FROM TUMBLE(valid, ts, INTERVAL '10 seconds') GROUP BY window_start, window_end, k;
 INSERT INTO db.counts SELECT window_start, k, n FROM counted;
 INSERT INTO db.closed SELECT window_start, k, n FROM counted WHERE window_end <= current_watermark();
+
+CREATE SCHEMA es;
+CREATE EXTERNAL TABLE es.copies (id BIGINT, share BIGINT)
+  STORED AS ELASTICSEARCH LOCATION '${ES_URL}' OPTIONS ('index' '${NAME}_copies', 'bulk.rows' '3');
+CREATE EXTERNAL TABLE es.counts (window_start TIMESTAMP, k VARCHAR, n BIGINT, PRIMARY KEY (window_start, k))
+  STORED AS ELASTICSEARCH LOCATION '${ES_URL}' OPTIONS ('index' '${NAME}_counts', 'bulk.rows' '3');
+INSERT INTO es.copies SELECT id, share FROM valid;
+INSERT INTO es.counts SELECT window_start, k, n FROM counted;
 "#;
 
 /// The same tables in PostgreSQL.
@@ -97,6 +106,8 @@ pub struct Project {
     /// `${…}` of the files.
     pub environment: BTreeMap<&'static str, String>,
     pub servers: Servers,
+    /// Where it writes documents too; without it those tables are off.
+    pub elasticsearch: Option<Elasticsearch>,
     _broker: Option<MockBroker>,
     /// Of a database that is to be removed.
     server_url: Option<String>,
@@ -109,7 +120,7 @@ impl Project {
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() % 1_000_000_000;
         let name = format!("recovery_{}_{micros}", unique.replace(|c: char| !c.is_ascii_alphanumeric(), ""));
         let topic = |kind: &str| format!("{name}_{kind}");
-        let mut environment = BTreeMap::from([("NAME", name.clone())]);
+        let mut environment = BTreeMap::from([("NAME", name.clone()), ("ES_URL", String::new())]);
         for (variable, kind) in [("EVENTS", "events"), ("COPIES", "copies"), ("DEAD", "dead")] {
             environment.insert(variable, topic(kind));
         }
@@ -142,10 +153,18 @@ impl Project {
                 server_url = Some(url);
             }
         }
-        let project = Self { folder, name, environment, servers, _broker: broker, server_url };
+        let project = Self { folder, name, environment, servers, elasticsearch: None, _broker: broker, server_url };
         fs::create_dir(project.path("queries")).unwrap();
         project.write(QUERIES);
         project
+    }
+
+    /// Of the environment.
+    pub fn with_elasticsearch(mut self) -> Self {
+        let server = Elasticsearch::of_environment();
+        self.environment.insert("ES_URL", server.url.clone());
+        self.elasticsearch = Some(server);
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -258,6 +277,9 @@ impl Drop for Project {
         }
         if let Some(url) = &self.server_url {
             psql(url, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        }
+        if let Some(server) = &self.elasticsearch {
+            server.delete(&format!("{0}_copies,{0}_counts", self.name));
         }
     }
 }

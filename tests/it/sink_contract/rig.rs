@@ -29,9 +29,9 @@ pub struct Tables {
 
 /// By `PRIMARY KEY (id)`.
 pub struct Keyed {
-    /// `'on_conflict' 'update'`
+    /// `'on_conflict' 'update'`, `'op_type' 'index'`
     pub updated: Arc<TableDefinition>,
-    /// `'on_conflict' 'nothing'`
+    /// `'on_conflict' 'nothing'`, `'op_type' 'create'`
     pub kept: Arc<TableDefinition>,
 }
 
@@ -166,7 +166,8 @@ impl<S: Subject> Rig<S> {
             let there = self.model.entry(table.name.clone()).or_default();
             let report = expected.inserts.entry(insert.insert).or_default();
             let keyed = !table.primary_key.is_empty();
-            let update = table.options.get("on_conflict").is_some_and(|option| option == "update");
+            let option = table.options.get("on_conflict").or(table.options.get("op_type"));
+            let update = option.is_some_and(|option| option == "update" || option == "index");
             let mut ours = vec![];
             for (position, row) in rows.iter().enumerate() {
                 let refused = impossible.iter().find(|(impossible, _)| impossible == row);

@@ -26,6 +26,10 @@ use uuid::Uuid;
 use super::rig::{Keyed, Newest, Row, Subject, Tables};
 use crate::harness::{psql, wait_for};
 
+mod elasticsearch;
+
+pub use elasticsearch::Elasticsearch;
+
 fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {
     let columns = [("id", DataType::Int64), ("v", DataType::Utf8View), ("part", DataType::Utf8View)];
     let fields: Vec<Field> = columns.into_iter().map(|(name, of)| Field::new(name, of, true)).collect();
@@ -44,15 +48,24 @@ fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) 
 
 /// The same for every kind, each from its name and options.
 fn tables(make: impl Fn(&str, &[(&str, &str)]) -> TableDefinition, with_keys: bool) -> Tables {
-    let keyed = |name: &str, on_conflict: &str| {
-        let table = make(name, &[("on_conflict", on_conflict)]);
+    let settled = with_keys.then_some([("on_conflict", "update"), ("on_conflict", "nothing")]);
+    tables_settled_by(make, settled)
+}
+
+/// The options of the tables with keys: which row stays, the last or the first.
+fn tables_settled_by(
+    make: impl Fn(&str, &[(&str, &str)]) -> TableDefinition,
+    settled: Option<[(&str, &str); 2]>,
+) -> Tables {
+    let keyed = |name: &str, option: (&str, &str)| {
+        let table = make(name, &[option]);
         Arc::new(TableDefinition { primary_key: vec!["id".into()], ..table })
     };
     Tables {
         plain: Arc::new(make("plain", &[])),
         strict: Arc::new(make("strict", &[])),
         letters: Arc::new(make("letters", &[("role", "dead_letters")])),
-        keyed: with_keys.then(|| Keyed { updated: keyed("updated", "update"), kept: keyed("kept", "nothing") }),
+        keyed: settled.map(|[last, first]| Keyed { updated: keyed("updated", last), kept: keyed("kept", first) }),
     }
 }
 

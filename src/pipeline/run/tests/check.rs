@@ -398,3 +398,24 @@ async fn a_sink_that_is_off_leaves_no_state() {
     assert_eq!((program.windows.views.len(), program.windows.stores.len(), program.inserts.len()), (1, 1, 1));
     assert_eq!(program.windows.views[0].store, 0);
 }
+
+#[tokio::test]
+async fn elasticsearch_takes_open_windows_where_a_later_document_replaces_and_gives_nothing_back() {
+    let documents = |key: &str, options: &str| {
+        format!(
+            "CREATE EXTERNAL TABLE documents ({COLUMNS}{key}) STORED AS ELASTICSEARCH LOCATION 'http://nowhere:9200' {options};\n"
+        )
+    };
+    let key = ", PRIMARY KEY (window_start, window_end, k)";
+    let insert = format!("{TUMBLING}INSERT INTO documents SELECT * FROM w");
+    let program = plan(&(tables() + &documents(key, "")), &insert).await.unwrap();
+    assert_eq!(program.inserts.len(), 1);
+    for once in [documents("", ""), documents(key, "OPTIONS ('op_type' 'create')")] {
+        let error = plan(&(tables() + &once), &insert).await.err().unwrap().to_string();
+        assert!(error.contains("table public.documents only takes rows once"), "{error}");
+        plan(&(tables() + &once), &format!("{insert} WHERE window_end <= current_watermark()")).await.unwrap();
+    }
+    let read = "INSERT INTO kafka.lines SELECT e.k, d.n FROM kafka.events e JOIN documents d ON d.k = e.k";
+    let error = plan(&(tables() + &documents(key, "")), read).await.err().unwrap().to_string();
+    assert!(error.contains("table public.documents is STORED AS ELASTICSEARCH, which is only written"), "{error}");
+}

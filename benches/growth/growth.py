@@ -89,6 +89,9 @@ def measure(bench, point, events):
             trial.check("rows in the lake", bench.servers.count_parquet(trial.lake / "user_events"), events - bad)
             trial.check("dead letters", bench.servers.count_topic(trial.dead_letters), bad)
             shares = sum(bench.servers.count_parquet(folder) for folder in trial.lake.glob("share_*"))
+            if point.dimension:
+                joined = bench.servers.duckdb(f"SELECT sum(events) FROM read_parquet('{trial.lake}/by_region/*.parquet')")
+                trial.check("events joined", int(joined), events - bad)
             trial.check("rows of all shares", shares, events - bad if point.inserts else 0)
             if bad < events:
                 counted = bench.servers.duckdb(f"SELECT sum(event_count) FROM read_parquet('{trial.lake}/counted/*.parquet')")

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,9 @@ use crate::connector::{
 };
 use crate::point::point;
 use crate::{Error, Result};
+
+/// How long records of refused rows are read again after it was told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// All sinks of a program.
 pub struct Sinks {
@@ -139,7 +143,12 @@ impl Sinks {
     /// # Errors
     /// A source cannot be read, or it was told to stop before.
     async fn find_records(&self, batch: &ToWrite, letters: &mut [DeadLetter]) -> Result<()> {
-        point!("write::before_records");
+        // The batch in hand is finished; but who stops it does not wait for brokers that are away.
+        let patience = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        tokio::pin!(patience);
         let mut backoff = Backoff::while_running();
         loop {
             let error = tokio::select! {
@@ -147,7 +156,7 @@ impl Sinks {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 },
-                () = self.stop.cancelled() => Error::external("reading refused records again was stopped"),
+                () = &mut patience => Error::external("the records of refused rows could not be read again in time"),
             };
             backoff.after_unless_stopped(&self.stop, error, "kafka", "read refused records again").await?;
         }

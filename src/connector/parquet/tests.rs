@@ -151,6 +151,55 @@ async fn a_replay_gives_the_same_bytes_however_the_rows_are_cut() {
     assert_eq!(value(&definition, committed(1), "SELECT count(*) FROM events").await.unwrap(), "5000");
 }
 
+/// How a column is encoded follows from all rows of the file, in whatever record batches they come.
+#[test]
+fn numbers_that_grow_are_packed_and_texts_that_repeat_have_a_dictionary() {
+    use parquet::basic::Encoding::{DELTA_BINARY_PACKED, RLE_DICTIONARY};
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+
+    let (_folder, location) = folder();
+    let table = Table::new(&Arc::new(definition(&location, &[]))).unwrap();
+    let of = |from: i64| (from..from + 2_000).map(|id| (Some(19_000), id, Some("north"))).collect::<Vec<_>>();
+    let file = sink::encode(&table, &[rows(&of(0)), rows(&of(2_000))]).unwrap();
+    let reader = SerializedFileReader::new(file).unwrap();
+    assert_eq!(reader.metadata().file_metadata().num_rows(), 4_000);
+    let columns = reader.metadata().row_group(0).columns();
+    let has = |name: &str, encoding| {
+        let column = columns.iter().find(|column| column.column_path().string() == name).unwrap();
+        column.encodings().any(|found| found == encoding)
+    };
+    for name in ["id", "at", "at_utc"] {
+        assert!(has(name, DELTA_BINARY_PACKED) && !has(name, RLE_DICTIONARY), "{name}");
+    }
+    for name in ["day", "region"] {
+        assert!(has(name, RLE_DICTIONARY) && !has(name, DELTA_BINARY_PACKED), "{name}");
+    }
+    assert!(!has("amount", DELTA_BINARY_PACKED) && !has("name", RLE_DICTIONARY));
+}
+
+/// DataFusion writes `COPY … TO` with its own store: a file of the usual mode, not held in memory.
+#[tokio::test]
+async fn a_copy_out_of_the_lake_is_an_ordinary_file() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (folder, location) = folder();
+    let definition = Arc::new(definition(&location, &[]));
+    let mut sink = opened(&definition).await;
+    write(&mut sink, 0, vec![insert(&definition, 0, vec![rows(&[(None, 1, None)])])]).await.unwrap();
+    let context = SessionContext::new();
+    let table = provider(&definition, committed(0), &context.state()).await.unwrap();
+    context.register_table("events", table).unwrap();
+    let copy = folder.path().join("copy.csv");
+    let sql = format!("COPY (SELECT id FROM events) TO '{}'", copy.display());
+    context.sql(&sql).await.unwrap().collect().await.unwrap();
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), "id\n1\n");
+    assert_ne!(
+        std::fs::metadata(&copy).unwrap().permissions().mode() & 0o044,
+        0,
+        "readable for others, as umask lets it"
+    );
+}
+
 #[tokio::test]
 async fn only_committed_files_of_this_pipeline_are_read() {
     let (_folder, location) = folder();

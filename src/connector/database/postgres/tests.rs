@@ -12,10 +12,10 @@ use arrow::datatypes::{DataType, Field, Int64Type, TimeUnit};
 use datafusion::prelude::SessionContext;
 use tokio_postgres::Client;
 
-use super::{Address, connect};
+use super::{Address, connect, estimated_rows};
 use crate::connector::database::migrate::migrate;
 use crate::connector::database::tests::*;
-use crate::connector::database::{REFUSED_MAX, provider, sinks};
+use crate::connector::database::{DatabaseTable, REFUSED_MAX, provider, sinks};
 use crate::connector::{Sink, TableDefinition};
 use crate::{Error, Fault};
 
@@ -400,6 +400,26 @@ async fn a_table_that_does_not_fit_is_said_at_start() {
     }
     let keyed = open_error(definition("t", &url, &[("n", DataType::Int64)], &["n"])).await.to_string();
     assert!(keyed.contains("no unique index on the declared PRIMARY KEY"), "{keyed}");
+}
+
+/// So that a join builds its table of the smaller side.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: DATABASE_URL"]
+async fn a_plan_is_told_about_how_many_rows_there_are() {
+    let (url, client) = database().await;
+    let create = "CREATE TABLE t AS SELECT i::bigint AS id, 'v' || i AS v FROM generate_series(1, 20000) i";
+    client.batch_execute(create).await.unwrap();
+    let asked = async |name: &str| {
+        let table = DatabaseTable::new(Arc::new(definition(name, &url, ID_V, &[]))).unwrap();
+        estimated_rows(&table, &Address::parse(&url).unwrap()).await.unwrap()
+    };
+    let by_size = asked("t").await.unwrap();
+    assert!((2_000..200_000).contains(&by_size), "{by_size}");
+    client
+        .batch_execute("ANALYZE t; CREATE VIEW seen AS SELECT * FROM t; CREATE TABLE none (id bigint)")
+        .await
+        .unwrap();
+    assert_eq!((asked("t").await, asked("seen").await, asked("none").await), (Some(20_000), None, Some(0)));
 }
 
 #[tokio::test]

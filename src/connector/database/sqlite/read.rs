@@ -76,7 +76,7 @@ pub fn read(
 }
 
 /// Rows that are counted at most: SQLite keeps no figure of a table.
-const COUNTED_MAX: usize = 100_000;
+const COUNTED_MAX: u32 = 100_000;
 
 /// How many rows a table has, if they are few.
 ///
@@ -86,8 +86,8 @@ pub fn estimated_rows(table: &DatabaseTable, path: &Path) -> Result<Option<usize
     let failed = |e: rusqlite::Error| failure(&e, &format!("could not look up table {}", table.target_name()));
     let connection = open(path, table.connect_timeout, false)?;
     let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {COUNTED_MAX})", target(table));
-    let rows: usize = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
-    Ok((rows < COUNTED_MAX).then_some(rows))
+    let rows: u32 = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
+    Ok((rows < COUNTED_MAX).then_some(rows as usize))
 }
 
 fn put(builder: &mut Builder, value: ValueRef) -> Result<(), String> {

@@ -38,7 +38,8 @@ CREATE UNBOUNDED EXTERNAL TABLE kafka.user_events (
 STORED AS KAFKA LOCATION '${KAFKA_TOPIC:-user_events}'
 OPTIONS (
   'brokers' '${KAFKA_BROKER:-localhost:9092}',
-  'format' 'json',
+  'format' '${KAFKA_FORMAT:-json}',       -- json, avro, or auto where both come on the topic
+  'schema.registry.url' '${SCHEMA_REGISTRY_URL:-http://localhost:8081}',     -- only asked where there is Avro
   'watermark.column' 'timestamp',
   'watermark.delay' '30 seconds'        -- how late an event may be and still be counted in its window
 );

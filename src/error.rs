@@ -111,6 +111,13 @@ impl Error {
         self
     }
 
+    /// Says which table it is about, before where it is.
+    pub fn of_table(mut self, table: &str) -> Self {
+        let location = self.0.location.take();
+        self.0.location = Some(location.map_or(format!("table {table}"), |rest| format!("table {table}, {rest}")));
+        self
+    }
+
     pub fn location(&self) -> Option<&str> {
         self.0.location.as_deref()
     }

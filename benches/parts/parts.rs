@@ -16,9 +16,11 @@ use poundlock::cli::environment::Environment;
 use poundlock::cli::flags::SettingFlags;
 use poundlock::cli::load::load_in;
 use poundlock::connector::database::postgres::encoded_bytes;
+use poundlock::connector::kafka::generator::avro::{AvroWriter, SCHEMA};
 use poundlock::connector::kafka::generator::{Generator, GeneratorOptions};
 use poundlock::connector::parquet::ParquetSink;
 use poundlock::connector::{Chunk, Identity, InsertRows, Sink, Wave, WriteRequest};
+use poundlock::format::avro;
 use poundlock::format::json::JsonDecoder;
 use poundlock::pipeline::run::{Batch, Runner, SourceBatch};
 use poundlock::sql::Program;
@@ -50,6 +52,18 @@ fn payloads() -> Vec<Vec<u8>> {
     let payload = |row: usize| {
         let mut out = vec![];
         generator.write(START + row as i64 * 100, &mut out);
+        out
+    };
+    (0..ROWS).map(payload).collect()
+}
+
+/// The same events as Avro; all of schema 1.
+fn avro_payloads() -> Vec<Vec<u8>> {
+    let mut generator = Generator::new(&GeneratorOptions::default());
+    let mut writer = AvroWriter::new(1);
+    let payload = |row: usize| {
+        let mut out = vec![];
+        writer.write(&mut generator, START + row as i64 * 100, &mut out);
         out
     };
     (0..ROWS).map(payload).collect()
@@ -114,6 +128,19 @@ fn parts(criterion: &mut Criterion) {
     group.bench_function("decode JSON", |b| {
         b.iter(|| {
             let refused = payloads.iter().filter(|payload| decoder.push(Some(payload)).is_err()).count();
+            (refused, decoder.finish().unwrap().len())
+        });
+    });
+
+    let known = avro::known(1, SCHEMA, &[], None, &data_fields(&program));
+    let framed = avro_payloads();
+    group.bench_function("decode Avro", |b| {
+        b.iter(|| {
+            let push = |payload: &&Vec<u8>| {
+                let known = avro::frame_id(payload).filter(|id| *id == 1).map(|_| &known);
+                avro::push(&mut decoder, payload, known).is_err()
+            };
+            let refused = framed.iter().filter(push).count();
             (refused, decoder.finish().unwrap().len())
         });
     });

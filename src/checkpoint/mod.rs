@@ -10,6 +10,7 @@
 //! <base>/<name>/refused/<N>-<planned at>-<sink>  rows that a sink refused, before it reports done
 //! <base>/<name>/program/<hash>           SQL text, by content
 //! <base>/<name>/dimension/<hash>         rows of a dimension table, by content
+//! <base>/<name>/kept/…                   what connectors would else ask again: schemas
 //! ```
 //!
 //! Numbers have 20 digits, so that names sort as numbers do. A plan is one file and not a folder per batch: one fsync
@@ -44,7 +45,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::connector::Identity;
+use crate::connector::{Identity, Kept};
 use crate::point::point;
 use crate::{Error, Result};
 
@@ -149,6 +150,11 @@ impl Checkpoint {
     /// Name, UUID and this start's epoch; read-only: the newest start's.
     pub fn identity(&self) -> &Identity {
         &self.0.identity
+    }
+
+    /// Where connectors keep what they would else ask again.
+    pub fn kept(&self) -> Kept {
+        Kept::new(Arc::clone(&self.0.location.store), self.0.root.clone().join("kept"))
     }
 
     /// For messages: where it is.

@@ -12,6 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::connector::kafka::generator::{GeneratorOptions, generate};
+use crate::connector::kafka::schemas::client::RegistryOptions;
+use crate::connector::kafka::schemas::registry_urls;
 use crate::connector::options::duration;
 
 /// Produce events of shop visitors, five of whom click too often, and some broken records
@@ -59,6 +61,18 @@ pub struct GenerateArgs {
     /// Partitions of the topic that is made
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..))]
     pub partitions: i32,
+    /// How events are written
+    #[arg(long, value_enum, default_value_t = EventFormat::Json)]
+    pub format: EventFormat,
+    /// With --format avro: the schema registry; the schema is registered as <topic>-value
+    #[arg(
+        long,
+        env = "SCHEMA_REGISTRY_URL",
+        default_value = "http://localhost:8081",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub schema_registry: String,
     /// A property of librdkafka, as in security.protocol=ssl
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     pub properties: Vec<(String, String)>,
@@ -71,10 +85,25 @@ pub enum PartitionBy {
     RoundRobin,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EventFormat {
+    Json,
+    Avro,
+}
+
 impl GenerateArgs {
-    pub fn options(&self) -> GeneratorOptions {
+    /// # Errors
+    /// The address of the registry is none.
+    pub fn options(&self) -> anyhow::Result<GeneratorOptions> {
+        let avro = match self.format {
+            EventFormat::Json => None,
+            EventFormat::Avro => {
+                let urls = registry_urls(&self.schema_registry);
+                Some(RegistryOptions::new(urls.map_err(|what| anyhow!("--schema-registry {what}"))?))
+            }
+        };
         let by_rate = if self.rate == 0 { 10_000 } else { self.rate };
-        GeneratorOptions {
+        Ok(GeneratorOptions {
             topic: self.topic.clone(),
             rate: self.rate,
             count: self.count,
@@ -87,8 +116,9 @@ impl GenerateArgs {
             key_by_user: self.partition_by == PartitionBy::User,
             create_partitions: self.create_topic.then_some(self.partitions),
             properties: self.properties.iter().cloned().collect(),
+            avro,
             produced: Arc::default(),
-        }
+        })
     }
 }
 
@@ -97,7 +127,7 @@ impl GenerateArgs {
 /// # Errors
 /// The brokers do not answer, the topic is missing, an event was not delivered.
 pub async fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let options = args.options();
+    let options = args.options()?;
     let stop = CancellationToken::new();
     let produced = Arc::clone(&options.produced);
     let work = generate(options, &args.brokers, stop.clone());
@@ -184,7 +214,7 @@ mod tests {
 
     #[test]
     fn arguments_become_options() {
-        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args.options());
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args.options().unwrap());
         let line = "generate --rate 0 --count 5 --start 2026-01-01T00:00:00 --partition-by user --property a=b=c";
         let options = parse(line).unwrap();
         assert_eq!((options.rate, options.count, options.event_rate), (0, Some(5), 10_000));

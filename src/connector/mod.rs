@@ -38,6 +38,11 @@ pub mod file;
 
 pub mod memory;
 
+pub mod kept;
+
+pub mod background;
+
+pub use kept::Kept;
 pub use options::{OptionDoc, OptionReader, redact};
 pub use registry::{bounded, check, is_keyed, is_read_by_batch, is_readable, sinks, source};
 
@@ -206,6 +211,9 @@ pub enum StartingOffsets {
 pub trait SourceTable: Send + Sync + fmt::Debug {
     fn definition(&self) -> &Arc<TableDefinition>;
 
+    /// Where it may keep what it would else ask again; called before `open`, if there is such a place.
+    fn keep_in(&mut self, _kept: Kept) {}
+
     /// Starts to fetch and decode in the background, from these offsets; if there are none, from the table's own
     /// `starting_offsets`. Partitions that are added later, or that no offset is given for, begin at their first record.
     ///
@@ -353,6 +361,9 @@ pub trait Sink: Send + Sync {
     fn name(&self) -> &str;
 
     fn guarantee(&self) -> Guarantee;
+
+    /// Where it may keep what it would else ask again; called before `open`, if there is such a place.
+    fn keep_in(&mut self, _kept: Kept) {}
 
     /// The names of the tables it takes rows of.
     fn tables(&self) -> Vec<String>;

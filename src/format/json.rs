@@ -55,11 +55,11 @@
 //! in the order of the rows before (escaped strings into other than text columns, and maps, excepted).
 
 mod bytes;
-mod column;
-mod fields;
+pub(in crate::format) mod column;
+pub(in crate::format) mod fields;
 mod finish;
 mod number;
-mod reason;
+pub(in crate::format) mod reason;
 pub mod scan;
 
 use arrow::array::ArrayRef;
@@ -91,11 +91,22 @@ impl JsonDecoder {
     /// # Errors
     /// The reason why the payload was refused. Then the row *has* been appended, all NULL.
     pub fn push(&mut self, payload: Option<&[u8]>) -> Result<(), String> {
-        let outcome = match payload {
-            None => Err("no payload (tombstone)".to_string()),
-            Some([]) => Err("empty payload".to_string()),
-            Some(payload) => self.read(payload).map_err(|reason| reason.to_string()),
-        };
+        match payload {
+            None => self.append(|_, _| Err("no payload (tombstone)".to_string())),
+            Some([]) => self.append(|_, _| Err("empty payload".to_string())),
+            Some(payload) => {
+                self.append(|fields, rows| read(fields, rows, payload).map_err(|reason| reason.to_string()))
+            }
+        }
+    }
+
+    /// Appends what `read` makes of row number `rows`, or a row of NULLs.
+    #[inline]
+    pub(in crate::format) fn append(
+        &mut self,
+        read: impl FnOnce(&mut Fields, usize) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let outcome = read(&mut self.fields, self.rows);
         if outcome.is_err() {
             self.fields.truncate(self.rows);
             self.fields.push_null();
@@ -118,38 +129,38 @@ impl JsonDecoder {
         self.rows = 0;
         self.fields.finish()
     }
+}
 
-    fn read(&mut self, payload: &[u8]) -> Outcome<()> {
-        if payload[0] == 0 {
-            return Err(Reason::syntax("begins with a zero byte, as records framed by a schema registry do", 0));
-        }
-        let text = match simdutf8::basic::from_utf8(payload) {
-            Ok(text) => text,
-            Err(_) => {
-                let at = std::str::from_utf8(payload).err().map_or(0, |error| error.valid_up_to());
-                return Err(Reason::value("not UTF-8", at));
-            }
-        };
-        let start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-        let mut scan = Scanner::new(text, start);
-        let value_at = scan.next_at();
-        let found = match scan.value()? {
-            Value::Object => {
-                self.fields.read(self.rows, &mut scan)?;
-                return scan.end();
-            }
-            Value::List => "a list",
-            Value::Text(_) => "a string",
-            Value::Number(_) => "a number",
-            Value::Bool(_) => "true or false",
-            Value::Null => "null",
-        };
-        Err(Reason::value(format!("not an object: the payload is {found}"), value_at))
+fn read(fields: &mut Fields, rows: usize, payload: &[u8]) -> Outcome<()> {
+    if payload[0] == 0 {
+        return Err(Reason::syntax("begins with a zero byte, as records framed by a schema registry do", 0));
     }
+    let text = match simdutf8::basic::from_utf8(payload) {
+        Ok(text) => text,
+        Err(_) => {
+            let at = std::str::from_utf8(payload).err().map_or(0, |error| error.valid_up_to());
+            return Err(Reason::value("not UTF-8", at));
+        }
+    };
+    let start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let mut scan = Scanner::new(text, start);
+    let value_at = scan.next_at();
+    let found = match scan.value()? {
+        Value::Object => {
+            fields.read(rows, &mut scan)?;
+            return scan.end();
+        }
+        Value::List => "a list",
+        Value::Text(_) => "a string",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "true or false",
+        Value::Null => "null",
+    };
+    Err(Reason::value(format!("not an object: the payload is {found}"), value_at))
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::format) mod tests;
 
 #[cfg(test)]
 mod properties;

@@ -59,6 +59,13 @@ impl EncodedRows {
         }
     }
 
+    /// Appends a row: what `write` appends to the bytes.
+    pub fn push_with<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let result = write(&mut self.bytes);
+        self.ends.push(self.bytes.len());
+        result
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len()).map(|index| self.row(index))
     }
@@ -209,4 +216,4 @@ impl Encoder for Timestamp {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::format) mod tests;

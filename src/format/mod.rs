@@ -4,6 +4,8 @@ pub mod json;
 
 pub mod json_encode;
 
+pub mod avro;
+
 mod base64;
 
 pub mod time;

@@ -112,7 +112,8 @@ impl Pipeline {
         let name = program.settings.name()?.to_string();
         let share = program.settings.buffer / program.sources.len().max(1);
         let opens = program.sources.iter().map(async |source| {
-            let table = connector::source(&source.table)?;
+            let mut table = connector::source(&source.table)?;
+            table.keep_in(checkpoint.kept());
             let commit = last.and_then(|last| last.sources.get(&source.table.name));
             let committed = commit.into_iter().flat_map(|c| &c.ranges).map(|(partition, range)| (*partition, range.to));
             let mut from: BTreeMap<i32, i64> = committed.collect();
@@ -171,7 +172,8 @@ impl Pipeline {
 }
 
 pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint, takes_over: bool) -> Result<Sinks> {
-    let sinks = connector::sinks(&program.written())?;
+    let mut sinks = connector::sinks(&program.written())?;
+    sinks.iter_mut().for_each(|sink| sink.keep_in(checkpoint.kept()));
     let identity = Identity { takes_over, ..checkpoint.identity().clone() };
     let letters = program.dead_letters.clone();
     // Only for a column that somebody wants.

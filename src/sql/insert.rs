@@ -257,6 +257,12 @@ pub fn sql_name(data_type: &DataType) -> String {
         DataType::Timestamp(TimeUnit::Nanosecond, None) => "TIMESTAMP in nanoseconds".into(),
         DataType::Decimal128(p, s) => format!("DECIMAL({p}, {s})"),
         DataType::List(item) => format!("{}[]", sql_name(item.data_type())),
+        DataType::Map(entry, _) => match entry.data_type() {
+            DataType::Struct(fields) if fields.len() == 2 => {
+                format!("MAP(VARCHAR, {})", sql_name(fields[1].data_type()))
+            }
+            other => other.to_string(),
+        },
         other => other.to_string(),
     }
 }

@@ -41,8 +41,19 @@ pub enum Wanted<'a> {
 pub type Lookup<'a> = &'a dyn Fn(Wanted) -> Result<Option<String>, String>;
 
 /// Options of a table that the rows of a batch depend on, or what becomes of them; or the beginnings of their names.
-const OF_ROWS: [&str; 10] =
-    ["watermark.", "format", "role", "key", "headers", "on_conflict", "transaction", "table", "index", "op_type"];
+const OF_ROWS: [&str; 11] = [
+    "watermark.",
+    "format",
+    "avro.",
+    "role",
+    "key",
+    "headers",
+    "on_conflict",
+    "transaction",
+    "table",
+    "index",
+    "op_type",
+];
 
 /// A value longer than this is refused.
 const VALUE_BYTES_MAX: usize = 64 * 1024;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::{Result, TableReference, plan_err};
+use datafusion::common::{DataFusionError, Result, TableReference, plan_err};
 use datafusion::logical_expr::planner::{ContextProvider, TypePlanner};
 use datafusion::logical_expr::{AggregateUDF, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF};
 use datafusion::sql::planner::SqlToRel;
-use sqlparser::ast::{ColumnDef, DataType as SqlType, TimezoneInfo};
+use sqlparser::ast::{ColumnDef, DataType as SqlType, Ident, TimezoneInfo};
 
 /// What hints suggest and list. There are further spellings.
 pub const NAMES: &[&str] = &[
@@ -36,6 +36,7 @@ pub const NAMES: &[&str] = &[
     "UUID",
     "ARRAY",
     "STRUCT",
+    "MAP",
 ];
 
 /// For `SessionStateBuilder::with_type_planner`.
@@ -57,11 +58,26 @@ impl TypePlanner for MicrosecondTypes {
             SqlType::JSON | SqlType::JSONB | SqlType::Uuid => DataType::Utf8View,
             SqlType::Character(_) | SqlType::CharacterVarying(_) | SqlType::CharVarying(_) => DataType::Utf8View,
             SqlType::Nvarchar(_) | SqlType::Clob(_) => DataType::Utf8View,
+            SqlType::Map(key, value) => map(key, value)?,
             SqlType::Blob(_) | SqlType::Bytes(_) | SqlType::Binary(_) | SqlType::Varbinary(_) => DataType::Binary,
             _ => return Ok(None),
         };
         Ok(Some(Arc::new(Field::new("", planned, true))))
     }
+}
+
+/// Keys are text: those of JSON and Avro are.
+fn map(key: &SqlType, value: &SqlType) -> Result<DataType> {
+    let planned = |sql_type: &SqlType| {
+        let column = ColumnDef { name: Ident::new("value"), data_type: sql_type.clone(), options: vec![] };
+        let schema = SqlToRel::new(&OnlyTypes(ConfigOptions::new())).build_schema(vec![column])?;
+        Ok::<_, DataFusionError>(schema.field(0).clone())
+    };
+    if *planned(key)?.data_type() != DataType::Utf8View {
+        return plan_err!("the keys of a MAP are text, not {key}. Use MAP(VARCHAR, {value})");
+    }
+    let entries = vec![Field::new("key", DataType::Utf8, false), planned(value)?];
+    Ok(DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries.into()), false)), false))
 }
 
 fn microseconds(sql_type: &SqlType, precision: Option<u64>) -> Result<()> {
@@ -93,6 +109,7 @@ fn refused(data_type: &DataType) -> Option<&'static str> {
         DataType::FixedSizeList(..) => Some("has a fixed length. Leave it out"),
         DataType::List(inner) => refused(inner.data_type()),
         DataType::Struct(fields) => fields.iter().find_map(|field| refused(field.data_type())),
+        DataType::Map(entry, _) => refused(entry.data_type()),
         _ => None,
     }
 }
@@ -194,6 +211,10 @@ mod tests {
             ("BOOLEAN", "Boolean"),
             ("DATE", "Date32"),
             ("BIGINT[]", "List(Int64)"),
+            (
+                "MAP(TEXT, BIGINT[])",
+                "Map(\"entries\": non-null Struct(\"key\": non-null Utf8, \"value\": List(Int64)), unsorted)",
+            ),
             ("ARRAY<TIMESTAMP>", "List(Timestamp(µs))"),
             (
                 "STRUCT<a INT, b STRUCT<c TIMESTAMPTZ>>",
@@ -206,9 +227,17 @@ mod tests {
 
     #[test]
     fn types_that_cannot_be_kept_are_refused() {
-        for sql in
-            ["TIMESTAMP(9)", "TIMESTAMPTZ(9)", "INTERVAL", "TIME", "INT[3]", "NONSENSE", "STRUCT<a TIMESTAMP(9)>"]
-        {
+        for sql in [
+            "TIMESTAMP(9)",
+            "TIMESTAMPTZ(9)",
+            "INTERVAL",
+            "TIME",
+            "INT[3]",
+            "NONSENSE",
+            "STRUCT<a TIMESTAMP(9)>",
+            "MAP(INT, INT)",
+            "MAP(TEXT, TIME)",
+        ] {
             assert!(planned(sql).is_err(), "{sql}");
         }
     }

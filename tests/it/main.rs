@@ -14,6 +14,7 @@ mod harness;
 mod judge;
 mod reference;
 
+mod avro;
 mod brokers;
 mod cli;
 mod demo;

@@ -127,6 +127,12 @@ pub fn sql_type(data_type: &DataType) -> String {
                 fields.iter().map(|f| format!("{} {}", quoted(f.name()), sql_type(f.data_type()))).collect();
             return format!("STRUCT<{}>", fields.join(", "));
         }
+        DataType::Map(entry, _) => match entry.data_type() {
+            DataType::Struct(fields) if fields.len() == 2 => {
+                return format!("MAP(VARCHAR, {})", sql_type(fields[1].data_type()));
+            }
+            other => return other.to_string(),
+        },
         other => return other.to_string(),
     };
     name.to_string()

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::rows::{Decoders, Packer, Record, Slot};
+use super::schemas::Schemas;
 use crate::connector::{Chunk, Cut, Loss, OffsetRange, Ranges};
 use crate::{Error, Result};
 
@@ -87,6 +88,11 @@ impl Buffer {
         let chunks = VecDeque::new();
         let state = Partition { packer, chunks, start, next, reached: next, known_end, at_end, resetting: false };
         self.partitions.insert(partition, state);
+    }
+
+    /// Where values may be Avro.
+    pub fn schemas(&self) -> Option<Arc<Schemas>> {
+        self.decoders.schemas()
     }
 
     /// No more chunks will be decoded but by cuts: ends the threads that do it.

@@ -1,7 +1,7 @@
 //! Apache Kafka: a topic as an unbounded table, as a bounded one for ad-hoc SQL, and as a sink.
 //!
 //! ```text
-//! broker ──▶ reader thread: poll ▶ decode ▶ per-partition rows ──▶ Buffer ──▶ cut() ──▶ SQL
+//! broker ──▶ reader thread: poll (▶ schemas) ▶ decode ▶ per-partition rows ──▶ Buffer ──▶ cut() ──▶ SQL
 //! rows of the INSERTs ──▶ one transaction per batch and wave (messages + marker) ──▶ broker
 //! ```
 //!
@@ -24,6 +24,10 @@ mod buffer;
 mod reader;
 
 mod rows;
+
+mod values;
+
+pub mod schemas;
 
 pub mod sink;
 

@@ -8,19 +8,41 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::{DataType, FieldRef, TimeUnit};
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 
 use super::client::Context;
+use super::values::{AvroOptions, Format, check_reader, read_format};
+use crate::connector::kept::Kept;
 use crate::connector::{OptionDoc, OptionReader, StartingOffsets, TableDefinition};
 use crate::{Error, Part, Result};
 
 /// Of `STORED AS KAFKA`.
 pub const OPTIONS: &[OptionDoc] = &[
     ("brokers", "required: `host:port`, several with commas"),
-    ("format", "`json` (default); `avro` comes with a later release"),
+    (
+        "format",
+        "`json` (default); `avro`: framed with the id of its schema, as Confluent's clients do; source: `auto`, where a value \
+         that begins with a zero byte is Avro and any other JSON",
+    ),
+    ("schema.registry.url", "Avro, required: `http://host:port` of the schema registry, several with commas"),
+    ("schema.registry.user", "Avro: user of the registry"),
+    ("schema.registry.password", "Avro: password of the user"),
+    ("schema.registry.ca", "Avro: a file of certificates in PEM that are trusted beside those of the system"),
+    ("schema.registry.timeout", "Avro: of one request to the registry; default 5 seconds"),
+    (
+        "avro.schema",
+        "Avro: a schema, as `${file:event.avsc}`. Source: the reader's, for aliases, defaults and the meaning of plain \
+         numbers; sink: the one that is written. Default: what the columns make",
+    ),
+    (
+        "schema.subject.strategy",
+        "sink, Avro: where the schema is registered: `topic` (default: `<topic>-value`), `record` (the record's full name) or \
+         `topic_record`",
+    ),
+    ("schema.register", "sink, Avro: `true` (default) registers the schema; `false`: it must be there"),
     (
         "starting_offsets",
         "source: where a first start begins: `earliest` (default), `latest`, a time (ISO 8601, UTC where \
@@ -142,6 +164,11 @@ pub struct KafkaTable {
     pub discovery: Duration,
     /// Sink: one transaction per batch; else at-least-once.
     pub transactional: bool,
+    pub format: Format,
+    /// Where 'format' is not JSON.
+    pub avro: Option<Arc<AvroOptions>>,
+    /// Where schemas are kept; `None` where there is no checkpoint.
+    pub kept: Option<Kept>,
 }
 
 impl fmt::Debug for KafkaTable {
@@ -167,9 +194,7 @@ impl KafkaTable {
         let mut options = OptionReader::new(&definition, OPTIONS);
         let brokers = options.required("brokers", "localhost:9092")?;
         let brokers = brokers.split(',').map(str::trim).filter(|b| !b.is_empty()).collect::<Vec<_>>().join(",");
-        if options.word("format", &["json", "avro"], "json")? == "avro" {
-            return Err(options.error("format", "is 'avro', which comes in a later version; it reads 'json' for now"));
-        }
+        let (format, avro) = read_format(&mut options)?;
         let starting = options.text("starting_offsets").unwrap_or("earliest");
         let starting_offsets = parse_starting_offsets(starting).ok_or_else(|| {
             let what = format!("is {starting:?}, not earliest, latest, a time or ms since 1970");
@@ -210,6 +235,9 @@ impl KafkaTable {
             headers,
             discovery,
             transactional,
+            format,
+            avro,
+            kept: None,
             definition,
         };
         table.client_config().create_native_config().map_err(|error| table.config_error(&error))?;
@@ -239,6 +267,9 @@ impl KafkaTable {
                 );
             }
         }
+        let is_data = |field: &&FieldRef| MetadataColumn::of(field.name()).is_none();
+        let data: Vec<FieldRef> = table.schema.fields().iter().filter(is_data).cloned().collect();
+        errors.extend(check_reader(self, &data).err());
         Error::all(errors).map_or(Ok(()), Err)
     }
 
@@ -348,7 +379,8 @@ pub(super) mod tests {
     #[test]
     fn wrong_options_are_errors_of_the_user() {
         for (key, value, part) in [
-            ("format", "avro", "later version"),
+            ("format", "avro", "'schema.registry.url' of table kafka.events is missing"),
+            ("schema.registry.url", "localhost:8081", "does not begin with http"),
             ("starting_offsets", "yesterday", "not earliest"),
             ("on_data_loss", "maybe", "stop, continue"),
             ("key", "nothing", "does not have"),

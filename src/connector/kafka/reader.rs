@@ -20,6 +20,7 @@ use super::buffer::Buffer;
 use super::client::{Context, broker_error, lock};
 use super::options::KafkaTable;
 use super::rows::Record;
+use super::schemas::Schemas;
 use super::source::Shared;
 use super::topic::{TopicState, topic_state, watermarks};
 use crate::connector::OffsetRange;
@@ -56,10 +57,15 @@ pub struct Reader {
     /// The broker has refused an offset: positions have to be compared with what is there.
     check_positions_at: Option<Instant>,
     ask_target_at: Option<Instant>,
+    /// Where values may be Avro.
+    schemas: Option<Arc<Schemas>>,
+    /// The schema of the record before, if it is known.
+    last_schema: Option<u32>,
 }
 
 impl Reader {
     pub fn new(shared: Arc<Shared>, consumer: Arc<BaseConsumer<Context>>, table: KafkaTable) -> Self {
+        let schemas = lock(&shared.buffer).schemas();
         Self {
             discover_at: Instant::now() + table.discovery,
             shared,
@@ -70,6 +76,8 @@ impl Reader {
             missing: 0,
             check_positions_at: None,
             ask_target_at: None,
+            schemas,
+            last_schema: None,
         }
     }
 
@@ -125,13 +133,14 @@ impl Reader {
 
     /// Takes what is there, up to a slice; gives back an error event, to be judged without the lock.
     fn take_slice(
-        &self,
+        &mut self,
         consumer: &BaseConsumer<Context>,
         first: KafkaResult<BorrowedMessage>,
     ) -> Result<Option<KafkaError>> {
         let mut trouble = None;
         let mut end_seen = false;
-        let mut buffer = lock(&self.shared.buffer);
+        let shared = Arc::clone(&self.shared);
+        let mut buffer = lock(&shared.buffer);
         let bytes_before = buffer.bytes;
         let mut event = Some(first);
         let mut events = 0;
@@ -144,7 +153,20 @@ impl Reader {
                         key: message.key(),
                         timestamp: message.timestamp().to_millis(),
                     };
-                    buffer.push(message.partition(), &record);
+                    let partition = message.partition();
+                    if let Some(schemas) = &self.schemas
+                        && let Some(id) =
+                            schemas.unsettled(record.payload, partition, record.offset, &mut self.last_schema)
+                    {
+                        // Cuts go on meanwhile.
+                        drop(buffer);
+                        schemas.settle(id, &|| shared.is_stopping())?;
+                        if shared.is_stopping() {
+                            return Ok(None);
+                        }
+                        buffer = lock(&shared.buffer);
+                    }
+                    buffer.push(partition, &record);
                 }
                 Err(KafkaError::PartitionEOF(partition)) => {
                     buffer.end_of_log(partition);

@@ -23,7 +23,10 @@ use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 
 use super::client::lock;
 use super::options::{KafkaTable, MetadataColumn};
+use super::schemas::Schemas;
+use super::values::Format;
 use crate::connector::Chunk;
+use crate::format::avro;
 use crate::format::json::JsonDecoder;
 use crate::{Error, Result};
 
@@ -53,6 +56,7 @@ pub struct RowLayout {
     columns: Vec<Column>,
     data: Vec<FieldRef>,
     topic: String,
+    format: Format,
     /// What a row takes in memory, whatever is in it, about.
     row_bytes: usize,
 }
@@ -77,7 +81,7 @@ impl RowLayout {
         });
         let columns = columns.collect();
         let row_bytes = schema.fields().iter().map(|field| width(field.data_type())).sum::<usize>() + ROW_BYTES;
-        Self { columns, data, topic: table.topic.clone(), row_bytes, schema }
+        Self { columns, data, topic: table.topic.clone(), format: table.format, row_bytes, schema }
     }
 
     fn type_of(&self, wanted: MetadataColumn) -> Option<&DataType> {
@@ -268,6 +272,8 @@ impl Slot {
 pub struct Decoders {
     layout: Arc<RowLayout>,
     idle: Mutex<Vec<JsonDecoder>>,
+    /// Where values may be Avro.
+    schemas: Option<Arc<Schemas>>,
 }
 
 impl Decoders {
@@ -275,7 +281,21 @@ impl Decoders {
     /// A column of a type that has no form in JSON.
     pub fn try_new(layout: Arc<RowLayout>) -> Result<Self> {
         let first = JsonDecoder::try_new(&layout.data)?;
-        Ok(Self { layout, idle: Mutex::new(vec![first]) })
+        Ok(Self { layout, idle: Mutex::new(vec![first]), schemas: None })
+    }
+
+    /// Of a table that is read, with what is known of its schemas.
+    ///
+    /// # Errors
+    /// As [`try_new`](Self::try_new), and [`Schemas::of`].
+    pub fn of(table: &KafkaTable) -> Result<Self> {
+        let layout = Arc::new(RowLayout::new(table));
+        let schemas = Schemas::of(table, &layout.data)?;
+        Ok(Self { schemas, ..Self::try_new(layout)? })
+    }
+
+    pub fn schemas(&self) -> Option<Arc<Schemas>> {
+        self.schemas.clone()
     }
 
     pub fn layout(&self) -> &Arc<RowLayout> {
@@ -301,16 +321,31 @@ impl Decoders {
         let mut errors = declared(MetadataColumn::Error).map(|_| StringViewBuilder::with_capacity(rows));
         let mut undecodable = vec![];
         let mut tombstones = pack.tombstones.iter().copied().peekable();
+        let mut judge = self.schemas.as_ref().map(|schemas| schemas.judge(pack.partition));
         for row in 0..rows {
             let is_null = tombstones.next_if_eq(&row).is_some();
             let payload = (!is_null).then(|| &pack.values[pack.ends[row] as usize..pack.ends[row + 1] as usize]);
-            let refused = decoder.push(payload).err();
+            let framed = payload.filter(|payload| match self.layout.format {
+                Format::Json => false,
+                Format::Avro => !payload.is_empty(),
+                Format::Auto => payload.first() == Some(&0),
+            });
+            let refused = match framed {
+                None => decoder.push(payload).err(),
+                Some(framed) => {
+                    let known = judge.as_mut().and_then(|judge| judge.of(framed, pack.offsets[row]));
+                    avro::push(decoder, framed, known).err()
+                }
+            };
             if refused.is_some() {
                 undecodable.push(row as u32); // a chunk has at most CHUNK_ROWS rows
             }
             if let Some(errors) = &mut errors {
                 errors.append_option(refused);
             }
+        }
+        if let Some(schemas) = &self.schemas {
+            schemas.persist()?;
         }
         let data = decoder.finish()?;
         let mut raw = None;

@@ -1,6 +1,7 @@
 //! The tables of one Kafka cluster as a sink: each wave of a batch is one transaction.
 //!
-//! A row is a message: all columns as a JSON object, the key from the column that option 'key' names, and the header
+//! A row is a message: all columns as a JSON object, or as an Avro record by a schema that is registered (or found) when the
+//! sink is opened, before any batch is written; the key from the column that option 'key' names, and the header
 //! `poundlock-id` = checkpoint's UUID, batch, when that was planned (for it may be planned anew, with other rows), INSERT and
 //! row number, by which a reader can tell repeated messages apart where there are no transactions ('transactional' 'false').
 //!
@@ -24,12 +25,15 @@ use rdkafka::producer::BaseRecord;
 use super::client::lock;
 use super::options::KafkaTable;
 use super::producer::{Cluster, Messages, Session};
+use super::schemas::sink_id;
 use super::source::blocking;
+use super::values::AvroTable;
 use crate::connector::{
-    Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
-    nullable,
+    Guarantee, Identity, InsertReport, InsertRows, Kept, Refusal, Sink, TableDefinition, Wave, WriteReport,
+    WriteRequest, nullable,
 };
-use crate::format::json_encode::{EncodedRows, encode_rows};
+use crate::format::avro::encode::AvroRows;
+use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
 
 /// Name of the header that identifies a message.
@@ -45,14 +49,19 @@ const FENCED_MAX: u32 = 3;
 pub struct KafkaSink {
     name: String,
     cluster: Arc<Cluster>,
+    /// By table: those whose values are Avro.
+    avro: Arc<BTreeMap<String, AvroTable>>,
+    /// Of their schemas; complete once the sink is open.
+    ids: Arc<BTreeMap<String, u32>>,
+    kept: Option<Kept>,
     identity: Option<Identity>,
     /// No session before `open`, and after an error: then the next call connects. A call whose future was dropped goes
     /// on in the background and holds the lock; the next one waits for it: two producers would fence each other.
-    kept: Arc<Mutex<Kept>>,
+    held: Arc<Mutex<Held>>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Held {
     session: Option<Session>,
     /// How often a producer of ours was fenced.
     fenced: u32,
@@ -67,11 +76,13 @@ impl KafkaSink {
     /// several producers and so several transactions.
     pub fn for_tables(definitions: impl IntoIterator<Item = Arc<TableDefinition>>) -> Result<Vec<Self>> {
         let mut clusters: BTreeMap<String, Cluster> = BTreeMap::new();
+        let mut avro: BTreeMap<String, AvroTable> = BTreeMap::new();
         let mut errors = vec![];
         for definition in definitions {
-            match KafkaTable::try_new(definition).and_then(|table| check(&table).map(|()| table)) {
+            match KafkaTable::try_new(definition).and_then(|table| check(&table).map(|avro| (table, avro))) {
                 Err(error) => errors.push(error),
-                Ok(table) => {
+                Ok((table, own)) => {
+                    avro.extend(own.map(|own| (table.definition.name.clone(), own)));
                     let mut brokers: Vec<&str> = table.brokers.split(',').collect();
                     brokers.sort_unstable();
                     let cluster = clusters
@@ -100,7 +111,16 @@ impl KafkaSink {
             let first = brokers.split(',').next().unwrap_or_default();
             let name: String =
                 first.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-            Self { name: format!("kafka-{name}"), cluster: Arc::new(cluster), identity: None, kept: Arc::default() }
+            let own = cluster.tables.keys().filter_map(|table| Some((table.clone(), avro.remove(table)?))).collect();
+            Self {
+                name: format!("kafka-{name}"),
+                cluster: Arc::new(cluster),
+                avro: Arc::new(own),
+                ids: Arc::default(),
+                kept: None,
+                identity: None,
+                held: Arc::default(),
+            }
         };
         Ok(clusters.into_iter().map(sink).collect())
     }
@@ -112,25 +132,25 @@ impl KafkaSink {
     ) -> Result<T> {
         let identity = self.identity.clone();
         let identity = identity.ok_or_else(|| Error::internal("a Kafka sink is used before it was opened"))?;
-        let (kept, cluster) = (Arc::clone(&self.kept), Arc::clone(&self.cluster));
+        let (held, cluster) = (Arc::clone(&self.held), Arc::clone(&self.cluster));
         let work = move || {
-            let mut kept = lock(&kept);
-            let mut session = match kept.session.take() {
+            let mut held = lock(&held);
+            let mut session = match held.session.take() {
                 Some(session) => session,
-                None => Session::connect(&cluster, &identity, kept.fenced > 0, !kept.was_connected)?,
+                None => Session::connect(&cluster, &identity, held.fenced > 0, !held.was_connected)?,
             };
-            kept.was_connected = true;
+            held.was_connected = true;
             match work(&mut session, &cluster, &identity) {
                 Ok(result) => {
-                    kept.session = Some(session);
+                    held.session = Some(session);
                     Ok(result)
                 }
                 Err(error) => {
                     let fenced = session.is_fenced();
                     session.abandon();
-                    kept.fenced += u32::from(fenced);
+                    held.fenced += u32::from(fenced);
                     // The next call asks the markers who is newer: it may be an older start, about to give up.
-                    if fenced && kept.fenced <= FENCED_MAX { Err(error.retryable()) } else { Err(error) }
+                    if fenced && held.fenced <= FENCED_MAX { Err(error.retryable()) } else { Err(error) }
                 }
             }
         };
@@ -154,8 +174,8 @@ fn same_cluster_twice(clusters: &BTreeMap<String, Cluster>) -> Option<Error> {
     None
 }
 
-/// What only a table that is written must keep: every type has a form in JSON, key and headers one as text.
-fn check(table: &KafkaTable) -> Result<()> {
+/// What only a table that is written must keep: every type has a form in JSON or Avro, key and headers one as text.
+fn check(table: &KafkaTable) -> Result<Option<AvroTable>> {
     let schema = &table.definition.schema;
     for column in table.key.iter().chain(&table.headers) {
         let field = schema.field(*column);
@@ -166,8 +186,12 @@ fn check(table: &KafkaTable) -> Result<()> {
                 .hint("the key and the headers of a message are text or bytes"));
         }
     }
+    if let Some(avro) = AvroTable::of(table)? {
+        avro.check(table)?;
+        return Ok(Some(avro));
+    }
     let columns: Vec<usize> = (0..schema.fields().len()).collect();
-    encode_rows(&RecordBatch::new_empty(Arc::clone(schema)), &columns).map(drop).map_err(|error| {
+    encode_rows(&RecordBatch::new_empty(Arc::clone(schema)), &columns).map(|_| None).map_err(|error| {
         Error::user(format!("table {} cannot be written as JSON", table.definition.name))
             .at(table.definition.place.clone())
             .cause(error.line())
@@ -178,6 +202,10 @@ fn check(table: &KafkaTable) -> Result<()> {
 impl Sink for KafkaSink {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn keep_in(&mut self, kept: Kept) {
+        self.kept = Some(kept);
     }
 
     fn tables(&self) -> Vec<String> {
@@ -200,12 +228,17 @@ impl Sink for KafkaSink {
 
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
         self.identity = Some(identity.clone());
-        let kept = Arc::clone(&self.kept);
-        blocking(move || {
-            *lock(&kept) = Kept::default();
-            Ok(())
-        })
-        .await?;
+        let (held, avro, kept) = (Arc::clone(&self.held), Arc::clone(&self.avro), self.kept.clone());
+        let ids = blocking(move || {
+            *lock(&held) = Held::default();
+            // One that is not compatible is told before anything is written.
+            let id = |(table, own): (&String, &AvroTable)| {
+                let id = sink_id(&own.options, &own.subject, &own.text, kept.as_ref());
+                Ok((table.clone(), id.map_err(|error| error.of_table(table))?))
+            };
+            avro.iter().map(id).collect::<Result<BTreeMap<_, _>>>()
+        });
+        self.ids = Arc::new(ids.await?);
         // Dead letters are written last: if those of a batch are in, its rows are.
         self.with_session(|session, _, _| Ok(session.newest(Wave::Rows).max(session.newest(Wave::DeadLetters)))).await
     }
@@ -225,20 +258,46 @@ impl Sink for KafkaSink {
         }
         let request = request.clone();
         let place = format!("batch {}, sink {}", request.batch, self.name);
-        let written = self.with_session(move |session, cluster, identity| write(session, cluster, identity, &request));
+        let avro = AvroTables { tables: Arc::clone(&self.avro), ids: Arc::clone(&self.ids) };
+        let written =
+            self.with_session(move |session, cluster, identity| write(session, cluster, identity, &avro, &request));
         written.await.map_err(|error| error.at(place))
     }
 }
 
-fn write(session: &mut Session, cluster: &Cluster, identity: &Identity, request: &WriteRequest) -> Result<WriteReport> {
+/// The tables whose values are Avro, and the ids of their schemas.
+struct AvroTables {
+    tables: Arc<BTreeMap<String, AvroTable>>,
+    ids: Arc<BTreeMap<String, u32>>,
+}
+
+impl AvroTables {
+    /// The values of a table's rows, as its format has them.
+    fn encode(&self, table: &str, batch: &RecordBatch) -> Result<AvroRows> {
+        let Some(avro) = self.tables.get(table) else {
+            let columns: Vec<usize> = (0..batch.num_columns()).collect();
+            return Ok(AvroRows { rows: encode_rows(batch, &columns)?, refused: BTreeMap::new() });
+        };
+        let id = self.ids.get(table).ok_or_else(|| Error::internal("a Kafka sink is used before it was opened"))?;
+        avro.encoder.encode(*id, batch)
+    }
+}
+
+fn write(
+    session: &mut Session,
+    cluster: &Cluster,
+    identity: &Identity,
+    avro: &AvroTables,
+    request: &WriteRequest,
+) -> Result<WriteReport> {
     let already = session.newest(request.wave).is_some_and(|newest| newest >= request.batch);
     let mut report = WriteReport { already, ..WriteReport::default() };
-    let mut writer = Writer { identity, request, limits: BTreeMap::new(), sent: 0 };
+    let mut writer = Writer { identity, avro, request, limits: BTreeMap::new(), sent: 0 };
     for table in cluster.tables.values() {
         writer.limits.insert(table.topic.clone(), session.limit(&table.topic));
     }
     if already {
-        // Which rows were refused follows from their sizes.
+        // Which rows were refused follows from their values and sizes.
         writer.all(cluster, None, &mut report)?;
     } else {
         session.write(request.batch, request.wave, |messages| writer.all(cluster, Some(messages), &mut report))?;
@@ -249,6 +308,7 @@ fn write(session: &mut Session, cluster: &Cluster, identity: &Identity, request:
 /// Makes the messages of one request.
 struct Writer<'r> {
     identity: &'r Identity,
+    avro: &'r AvroTables,
     request: &'r WriteRequest,
     limits: BTreeMap<String, usize>,
     sent: usize,
@@ -283,8 +343,7 @@ impl Writer<'_> {
         mut outbox: Option<&mut Messages>,
         refusals: &mut Vec<Refusal>,
     ) -> Result<()> {
-        let columns: Vec<usize> = (0..batch.num_columns()).collect();
-        let values = encode_rows(batch, &columns)?;
+        let AvroRows { rows: values, refused } = self.avro.encode(&table.definition.name, batch)?;
         let keys = table.key.map(|column| Texts::of(batch.column(column))).transpose()?;
         let schema = &table.definition.schema;
         let header = |column: &usize| Ok((schema.field(*column).name().as_str(), Texts::of(batch.column(*column))?));
@@ -296,16 +355,20 @@ impl Writer<'_> {
         let prefix = id.len();
         for (index, value) in values.iter().enumerate() {
             let row = first_row + index;
+            if let Some(reason) = refused.get(&index) {
+                refusals.push(Refusal { insert: insert.insert, row, error: reason.clone() });
+                continue;
+            }
             id.truncate(prefix);
             write!(id, "{row}").map_err(|error| Error::internal("a number has no text").cause(error))?;
             let key = keys.as_ref().and_then(|keys| keys.get(index));
             let header_bytes = headers.iter().map(|(name, texts)| name.len() + texts.get(index).map_or(0, <[u8]>::len));
             let beside = key.map_or(0, <[u8]>::len) + id.len() + header_bytes.sum::<usize>();
             let short = match is_dead_letters && value.len() + beside > limit {
-                true => Some(without_bulk(batch, index)?),
+                true => Some(self.without_bulk(table, batch, index)?),
                 false => None,
             };
-            let value = short.as_ref().map_or(value, |short| short.row(0));
+            let value = short.as_ref().map_or(value, |short| short.rows.row(0));
             let size = value.len() + beside;
             let mut fits = size <= limit;
             if fits && let Some(outbox) = &mut outbox {
@@ -331,21 +394,21 @@ impl Writer<'_> {
         }
         Ok(())
     }
-}
 
-/// A dead letter that the topic cannot take whole, without what makes it large: its place in the source tells where the
-/// bytes are. Better than a pipeline that stops for ever because a bad record is a big one.
-fn without_bulk(batch: &RecordBatch, row: usize) -> Result<EncodedRows> {
-    let bulk = ["raw", "payload", "row_json", "error"];
-    let schema = batch.schema();
-    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
-        match bulk.contains(&field.name().as_str()) {
-            true => new_null_array(field.data_type(), 1),
-            false => column.slice(row, 1),
-        }
-    });
-    let short = RecordBatch::try_new(nullable(&schema), columns.collect())?;
-    encode_rows(&short, &(0..short.num_columns()).collect::<Vec<_>>())
+    /// A dead letter that the topic cannot take whole, without what makes it large: its place in the source tells where the
+    /// bytes are. Better than a pipeline that stops for ever because a bad record is a big one.
+    fn without_bulk(&self, table: &KafkaTable, batch: &RecordBatch, row: usize) -> Result<AvroRows> {
+        let bulk = ["raw", "payload", "row_json", "error"];
+        let schema = batch.schema();
+        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+            match bulk.contains(&field.name().as_str()) {
+                true => new_null_array(field.data_type(), 1),
+                false => column.slice(row, 1),
+            }
+        });
+        let short = RecordBatch::try_new(nullable(&schema), columns.collect())?;
+        self.avro.encode(&table.definition.name, &short)
+    }
 }
 
 /// A column as the text, or the bytes, of keys or headers.

@@ -31,7 +31,9 @@ use super::options::KafkaTable;
 use super::reader::{Reader, assign, data_loss, offsets, truncated};
 use super::rows::{CHUNK_ROWS, Decoders, RowLayout, Slot};
 use super::topic::{partitions_of, watermarks_when_led};
-use crate::connector::{Cut, CutLimit, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition};
+use crate::connector::{
+    Cut, CutLimit, Kept, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition,
+};
 use crate::{Error, Result};
 
 /// How long dropping a source waits for its thread: the last commit's limit, and a little to close.
@@ -68,6 +70,10 @@ impl KafkaSourceTable {
 impl SourceTable for KafkaSourceTable {
     fn definition(&self) -> &Arc<TableDefinition> {
         &self.table.definition
+    }
+
+    fn keep_in(&mut self, kept: Kept) {
+        self.table.kept = Some(kept);
     }
 
     async fn open(&self, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes: usize) -> Result<Box<dyn Source>> {
@@ -356,7 +362,7 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
         .collect::<Result<_>>()?;
     let starts = if from.is_empty() { starting_offsets(&consumer, table, &logs, deadline)? } else { from.clone() };
 
-    let decoders = Arc::new(Decoders::try_new(Arc::new(RowLayout::new(table)))?);
+    let decoders = Arc::new(Decoders::of(table)?);
     let (packed, to_decode) = channel();
     let mut buffer = Buffer::new(Arc::clone(&decoders), packed, buffer_bytes);
     let mut positions = BTreeMap::new();
@@ -446,7 +452,7 @@ fn start_decoding(
             }
         };
         std::thread::Builder::new()
-            .name(format!("json-{}", table.topic))
+            .name(format!("decode-{}", table.topic))
             .spawn(run)
             .map_err(|error| Error::external("could not start a thread that decodes").cause(error))?;
     }

@@ -22,8 +22,8 @@ use crate::{Error, Result};
 pub struct Column {
     name: String,
     data_type: DataType,
-    valid: Vec<bool>,
-    cells: Cells,
+    pub valid: Vec<bool>,
+    pub cells: Cells,
 }
 
 pub enum Cells {

@@ -89,6 +89,11 @@ impl Fields {
         Ok(())
     }
 
+    /// In the order they were declared, for a format that names fields by position.
+    pub fn columns(&mut self) -> &mut [Column] {
+        &mut self.columns
+    }
+
     #[inline]
     fn find(&mut self, cursor: &mut usize, key: Text<'_>) -> Option<usize> {
         for (step, known) in self.order.keys.iter().skip(*cursor).take(LOOK_AHEAD).enumerate() {

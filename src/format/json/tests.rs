@@ -5,7 +5,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-pub(super) fn fields(columns: &[(&str, DataType)]) -> Vec<FieldRef> {
+pub(in crate::format) fn fields(columns: &[(&str, DataType)]) -> Vec<FieldRef> {
     columns.iter().map(|(name, data_type)| Arc::new(Field::new(*name, data_type.clone(), true))).collect()
 }
 
@@ -13,15 +13,15 @@ fn micros() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, None)
 }
 
-pub(super) fn list(item: DataType) -> DataType {
+pub(in crate::format) fn list(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
 
-pub(super) fn object(columns: &[(&str, DataType)]) -> DataType {
+pub(in crate::format) fn object(columns: &[(&str, DataType)]) -> DataType {
     DataType::Struct(fields(columns).into_iter().collect())
 }
 
-pub(super) fn map(value: DataType) -> DataType {
+pub(in crate::format) fn map(value: DataType) -> DataType {
     let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", value, true)];
     DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries.into()), false)), false)
 }

@@ -82,7 +82,7 @@ fn columns_as_asked_for() {
 }
 
 #[derive(Debug, Clone)]
-struct Row {
+pub(in crate::format) struct Row {
     boolean: Option<bool>,
     tiny: Option<i8>,
     big: Option<i64>,
@@ -97,7 +97,7 @@ struct Row {
     list: Option<Vec<Option<String>>>,
 }
 
-fn rows() -> impl Strategy<Value = Vec<Row>> {
+pub(in crate::format) fn rows() -> impl Strategy<Value = Vec<Row>> {
     use proptest::option::of;
     let single = any::<f32>().prop_filter("JSON has no number for it", |v| v.is_finite());
     let double = any::<f64>().prop_filter("JSON has no number for it", |v| v.is_finite());
@@ -136,7 +136,7 @@ fn strings(rows: &[Row]) -> Vec<Option<&str>> {
 }
 
 /// Every type that the decoder fills, nested ones made of these.
-fn columns(rows: &[Row]) -> Vec<(&'static str, ArrayRef)> {
+pub(in crate::format) fn columns(rows: &[Row]) -> Vec<(&'static str, ArrayRef)> {
     macro_rules! column {
         ($array:ty, $field:ident) => {
             Arc::new(rows.iter().map(|r| r.$field.clone()).collect::<$array>()) as ArrayRef

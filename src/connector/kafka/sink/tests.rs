@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::super::mock::MockBroker;
 use super::super::options::tests::definition;
+use super::super::schemas::fake::FakeRegistry;
 use super::*;
 
 const COLUMNS: &[(&str, DataType)] = &[("id", DataType::Int64), ("text", DataType::Utf8View)];
@@ -102,6 +103,50 @@ async fn without_transactions_rows_are_written_once_in_one_process() {
     let id = |row: usize| format!("{}-5-1700000000000000-2-{row} text={}", Uuid::from_u128(7), ["a", "b"][row]);
     let value = |id: i64, text: &str| format!(r#"{{"id":{id},"text":"{text}"}}"#);
     assert_eq!(read(&brokers, "out"), [("1".into(), value(1, "a"), id(0)), ("2".into(), value(2, "b"), id(1))]);
+}
+
+const KIND: &str = r#"{"type": "record", "name": "shop.Row", "fields": [{"name": "id", "type": "long"}, {"name": "text",
+    "type": {"type": "enum", "name": "Kind", "symbols": ["a", "b"]}}]}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn avro_is_registered_when_the_sink_is_opened_and_what_it_cannot_hold_is_refused() {
+    let mock = MockBroker::start(&[("out", 1)]).unwrap();
+    let brokers = mock.bootstrap_servers().to_string();
+    let registry = FakeRegistry::start(|_| (200, r#"{"id": 7}"#.into()));
+    let options = [
+        ("transactional", "false"),
+        ("format", "avro"),
+        ("schema.registry.url", registry.url.as_str()),
+        ("schema.subject.strategy", "topic_record"),
+        ("avro.schema", KIND),
+    ];
+    let table = table(&brokers, "out", &options);
+    let mut sink = sink(&[Arc::clone(&table)]);
+    sink.open(&identity("test", 1)).await.unwrap();
+    let requests = registry.requests();
+    assert!(requests.len() == 1 && requests[0].starts_with("POST /subjects/out-shop.Row/versions "), "{requests:?}");
+    let rows = request(&table, 1, Wave::Rows, &[(1, "b"), (2, "c"), (3, "a")]);
+    let report = sink.write(&rows).await.unwrap();
+    assert_eq!(report.inserts[&2], InsertReport { written: 2, conflict: 0, refused: 1 });
+    assert_eq!(report.refusals[0].error, "text: \"c\" is no symbol of its enum");
+    // Asked again, the accounts are the same.
+    let again = sink.write(&rows).await.unwrap();
+    assert!(again.already && again.refusals == report.refusals && again.inserts == report.inserts);
+    let values: Vec<String> = read(&brokers, "out").into_iter().map(|(_, value, _)| value).collect();
+    assert_eq!(values, ["\0\0\0\0\u{7}\u{2}\u{2}", "\0\0\0\0\u{7}\u{6}\0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_avro_schema_that_is_not_compatible_is_an_error_of_opening() {
+    let registry = FakeRegistry::start(|_| (409, r#"{"message": "field id has gone"}"#.into()));
+    let mock = MockBroker::start(&[("out", 1)]).unwrap();
+    let options = [("format", "avro"), ("schema.registry.url", registry.url.as_str())];
+    let mut sink = sink(&[table(mock.bootstrap_servers(), "out", &options)]);
+    let error = sink.open(&identity("test", 1)).await.unwrap_err();
+    assert!(error.fault() == crate::Fault::User && !error.is_retryable());
+    let text = error.to_string();
+    assert!(text.contains("not compatible") && text.contains("table kafka.out, subject \"out-value\""), "{text}");
+    assert!(text.contains("cause: field id has gone"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

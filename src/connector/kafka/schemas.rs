@@ -1,0 +1,397 @@
+//! What a source knows of the schemas of its topic, and what it has decided about ids that nobody knows.
+//!
+//! ```text
+//! reader thread: id in a frame ─▶ [settle] ─▶ known (memory, checkpoint, registry) ─▶ into the buffer
+//!                                     └─▶ unknown to the registry ─▶ into the buffer, to become a row with `_error`
+//! decoding thread: [Judge] ─▶ the plan of the id, or "not in the registry" ─▶ noted, durable before the rows are seen
+//! ```
+//!
+//! The reader settles an id before a record with it enters the buffer, so nothing behind it ever waits: while the registry
+//! is away, records with known schemas go on, and one with a new schema holds the reader back, as brokers that are away do.
+//!
+//! A schema never changes under its id, so what is kept of one is right for ever. That an id is *not* known may change:
+//! therefore every record that was refused for it is noted (per partition: up to which offset), and a replay refuses it again.
+//!
+//! Failure: a registry that is away is asked again with growing pauses; [`COLD_LIMIT`] long where it has never answered and
+//! nothing is kept, else [`AWAY_LIMIT`]. What is wrong by the user's hand (address, credentials) ends the source at once.
+
+pub mod client;
+
+#[cfg(test)]
+pub mod fake;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::FieldRef;
+use serde::{Deserialize, Serialize};
+
+pub use self::client::registry_urls;
+
+use self::client::{Registry, SchemaText};
+use super::client::{LogRate, OPEN_LIMIT, lock};
+use super::options::KafkaTable;
+use super::values::{AvroOptions, Format};
+use crate::connector::kept::Kept;
+use crate::format::avro::{Known, frame_id, known};
+use crate::{Error, Result};
+
+/// How long a registry that has not answered since the start is waited for, if nothing is kept of it.
+const COLD_LIMIT: Duration = OPEN_LIMIT;
+
+/// How long one that has answered, or of which schemas are kept.
+const AWAY_LIMIT: Duration = Duration::from_secs(3_600);
+
+/// Between two questions to a registry that is away: doubled each time.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// An id that the registry does not know is asked for again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// A new id may not have come to every instance of the registry yet: it is asked for again for so long, once in a while.
+const LAG_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks at whether to stop.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Schemas of one topic.
+const KNOWN_MAX: usize = 10_000;
+
+/// Ids that are noted as unknown; more are the work of chance, and the oldest are forgotten.
+const UNKNOWN_MAX: usize = 10_000;
+
+/// Lines about a registry that is away, of all sources together.
+static LINES: LogRate = LogRate::new();
+
+/// Of one source. Shared by its reader and its decoding threads.
+#[derive(Debug)]
+pub struct Schemas {
+    topic: String,
+    /// The name of the table: what is kept of two tables of one topic is not mixed.
+    table: String,
+    columns: Vec<FieldRef>,
+    avro: Arc<AvroOptions>,
+    registry: Registry,
+    kept: Option<Kept>,
+    state: Mutex<State>,
+    /// Held while what is noted is written, so that an older state is not written over a newer one.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<u32, Arc<Known>>,
+    unknown: BTreeMap<u32, Unknown>,
+    /// `unknown` has more than what is kept.
+    dirty: bool,
+    /// When an id was last waited for.
+    lagged: Option<Instant>,
+    /// The registry has answered since the start, or something of it is kept.
+    is_warm: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Unknown {
+    /// When the registry last said so.
+    asked: Option<Instant>,
+    /// By partition: the last record that was refused.
+    until: BTreeMap<i32, i64>,
+}
+
+/// As it is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Noted {
+    unknown: BTreeMap<u32, BTreeMap<i32, i64>>,
+}
+
+impl Schemas {
+    /// `None` where all values are JSON. `columns`: those that values fill.
+    ///
+    /// # Errors
+    /// See [`Schemas::open`].
+    pub fn of(table: &KafkaTable, columns: &[FieldRef]) -> Result<Option<Arc<Self>>> {
+        let avro = match (table.format, &table.avro) {
+            (Format::Json, _) | (_, None) => return Ok(None),
+            (_, Some(avro)) => Arc::clone(avro),
+        };
+        let opened = Self::open(&table.topic, &table.definition.name, columns, avro, table.kept.clone());
+        Ok(Some(Arc::new(opened.map_err(|error| error.at(table.definition.place.clone()))?)))
+    }
+
+    /// Asks the registry nothing yet.
+    ///
+    /// # Errors
+    /// The file of certificates (user), or what is kept, cannot be read.
+    pub fn open(
+        topic: &str,
+        table: &str,
+        columns: &[FieldRef],
+        avro: Arc<AvroOptions>,
+        kept: Option<Kept>,
+    ) -> Result<Self> {
+        let mut state = State::default();
+        if let Some(bytes) = kept.as_ref().map(|kept| kept.get(&["unknown", table])).transpose()?.flatten() {
+            let noted: Noted = serde_json::from_slice(&bytes).map_err(|cause| {
+                Error::external(format!("what is kept of the schemas of table {table} is damaged"))
+                    .cause(cause)
+                    .hint("restore the checkpoint from a backup")
+            })?;
+            let unknown = noted.unknown.into_iter();
+            state.unknown = unknown.map(|(id, until)| (id, Unknown { asked: None, until })).collect();
+        }
+        Ok(Self {
+            topic: topic.to_string(),
+            table: table.to_string(),
+            columns: columns.to_vec(),
+            registry: Registry::try_new(&avro.registry)?,
+            avro,
+            kept,
+            state: Mutex::new(state),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// The id of a record that [`settle`](Self::settle) has to look at first; `None` for nearly all.
+    #[inline]
+    pub fn unsettled(
+        &self,
+        payload: Option<&[u8]>,
+        partition: i32,
+        offset: i64,
+        last: &mut Option<u32>,
+    ) -> Option<u32> {
+        let id = frame_id(payload?)?;
+        if *last == Some(id) {
+            return None;
+        }
+        let state = lock(&self.state);
+        if state.known.contains_key(&id) {
+            *last = Some(id);
+            return None;
+        }
+        let decided = state.unknown.get(&id).is_some_and(|unknown| {
+            unknown.until.get(&partition).is_some_and(|until| offset <= *until)
+                || unknown.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN)
+        });
+        (!decided).then_some(id)
+    }
+
+    /// Finds out about an id: afterwards it is known, or known to be unknown. Blocks; returns early if told to stop.
+    ///
+    /// # Errors
+    /// See the module's documentation.
+    pub fn settle(&self, id: u32, stopping: &dyn Fn() -> bool) -> Result<()> {
+        let began = Instant::now();
+        let mut pause = PAUSE_FIRST;
+        let patient = lock(&self.state).may_lag(id, began);
+        while !stopping() {
+            match self.find(id) {
+                Ok(Some(text)) => return self.learn(id, &text),
+                Ok(None) => {
+                    let mut state = lock(&self.state);
+                    state.is_warm = true;
+                    if patient && began.elapsed() < LAG_LIMIT {
+                        drop(state);
+                        rest(PAUSE_FIRST, stopping);
+                        continue;
+                    }
+                    state.unknown.entry(id).or_default().asked = Some(Instant::now());
+                    state.bound();
+                    tracing::warn!(topic = self.topic, id, "a record has a schema id that the registry does not know");
+                    return Ok(());
+                }
+                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) => {
+                    let limit = if lock(&self.state).is_warm { AWAY_LIMIT } else { COLD_LIMIT };
+                    if began.elapsed() >= limit {
+                        return Err(error.hint("nothing is lost: start again when it answers, Kafka holds the records"));
+                    }
+                    if LINES.admit(&self.topic, Instant::now()).is_some() {
+                        tracing::warn!(
+                            topic = self.topic,
+                            id,
+                            registry = self.registry.address(),
+                            "reading waits for the schema registry: {}",
+                            error.line()
+                        );
+                    }
+                    rest(pause, stopping);
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From the checkpoint, else from the registry, and kept then.
+    fn find(&self, id: u32) -> Result<Option<SchemaText>> {
+        let (registry, name) = (self.avro.registry_key(), format!("{id}"));
+        let key = ["schemas", registry.as_str(), name.as_str()];
+        if let Some(bytes) = self.kept.as_ref().map(|kept| kept.get(&key)).transpose()?.flatten() {
+            match serde_json::from_slice(&bytes) {
+                Ok(text) => return Ok(Some(text)),
+                Err(error) => {
+                    tracing::warn!(topic = self.topic, id, "a kept schema is damaged, it is asked for: {error}")
+                }
+            }
+        }
+        let Some(text) = self.registry.schema(id)? else { return Ok(None) };
+        if let Some(kept) = &self.kept {
+            let bytes =
+                serde_json::to_vec(&text).map_err(|error| Error::internal("a schema has no JSON").cause(error))?;
+            kept.put(&key, bytes)?;
+        }
+        Ok(Some(text))
+    }
+
+    fn learn(&self, id: u32, text: &SchemaText) -> Result<()> {
+        let known = match text.kind.as_str() {
+            "AVRO" => known(id, &text.schema, &text.references, self.avro.reader.as_ref(), &self.columns),
+            other => Err(format!("schema {id} is {other}, not Avro")),
+        };
+        let mut state = lock(&self.state);
+        if state.known.len() >= KNOWN_MAX {
+            return Err(Error::external(format!("topic {:?} has more than {KNOWN_MAX} schemas", self.topic)));
+        }
+        if let Err(reason) = &known {
+            tracing::warn!(topic = self.topic, "{reason}: its records do not decode");
+        }
+        state.is_warm = true;
+        state.known.insert(id, Arc::new(known));
+        Ok(())
+    }
+
+    /// What is known of the ids in the records of one partition.
+    pub fn judge(&self, partition: i32) -> Judge<'_> {
+        Judge { schemas: self, partition, last: None }
+    }
+
+    /// Makes durable what was noted. To be called before rows that were refused for an unknown id are seen by anyone.
+    ///
+    /// # Errors
+    /// The checkpoint does not take it.
+    pub fn persist(&self) -> Result<()> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let _writing = lock(&self.writing);
+        let noted = {
+            let mut state = lock(&self.state);
+            if !std::mem::take(&mut state.dirty) {
+                return Ok(());
+            }
+            let refused = state.unknown.iter().filter(|(_, unknown)| !unknown.until.is_empty());
+            Noted { unknown: refused.map(|(id, unknown)| (*id, unknown.until.clone())).collect() }
+        };
+        let bytes =
+            serde_json::to_vec(&noted).map_err(|error| Error::internal("what is noted has no JSON").cause(error))?;
+        let put = kept.put(&["unknown", &self.table], bytes);
+        if put.is_err() {
+            lock(&self.state).dirty = true;
+        }
+        put
+    }
+}
+
+impl State {
+    /// Whether a new id that is not known yet is waited for: not for each of many, which are the work of chance.
+    fn may_lag(&mut self, id: u32, now: Instant) -> bool {
+        let is_new = !self.unknown.contains_key(&id);
+        let may = is_new && self.lagged.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
+        if may {
+            self.lagged = Some(now);
+        }
+        may
+    }
+
+    /// Forgets the ids whose last record is the oldest.
+    fn bound(&mut self) {
+        if self.unknown.len() > UNKNOWN_MAX {
+            let newest = |unknown: &Unknown| unknown.until.values().copied().max().unwrap_or(i64::MAX);
+            let mut offsets: Vec<i64> = self.unknown.values().map(newest).collect();
+            offsets.sort_unstable();
+            let limit = offsets[UNKNOWN_MAX / 2];
+            self.unknown.retain(|_, unknown| newest(unknown) > limit);
+        }
+    }
+}
+
+/// See [`Schemas::judge`].
+pub struct Judge<'s> {
+    schemas: &'s Schemas,
+    partition: i32,
+    /// The id of the record before, what is known of it, and up to which offset it was not.
+    last: Option<(u32, Arc<Known>, i64)>,
+}
+
+impl Judge<'_> {
+    /// `None`: the registry does not know the id, or did not when this record was first decoded.
+    #[inline]
+    pub fn of(&mut self, payload: &[u8], offset: i64) -> Option<&Known> {
+        let id = frame_id(payload)?;
+        if self.last.as_ref().is_none_or(|(last, _, _)| *last != id) {
+            self.look(id, offset);
+        }
+        let (last, known, until) = self.last.as_ref()?;
+        (*last == id && offset > *until).then_some(known.as_ref())
+    }
+
+    #[cold]
+    fn look(&mut self, id: u32, offset: i64) {
+        let mut state = lock(&self.schemas.state);
+        let until = state.unknown.get(&id).and_then(|unknown| unknown.until.get(&self.partition)).copied();
+        if let Some(known) = state.known.get(&id) {
+            self.last = Some((id, Arc::clone(known), until.unwrap_or(i64::MIN)));
+            return;
+        }
+        // Noted under the lock under which it becomes known: of one id, no record behind a known one is ever unknown.
+        self.last = None;
+        let noted = state.unknown.entry(id).or_default().until.entry(self.partition).or_insert(offset);
+        *noted = offset.max(*noted);
+        state.dirty |= until.is_none_or(|until| offset > until);
+        state.bound();
+    }
+}
+
+fn rest(time: Duration, stopping: &dyn Fn() -> bool) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !stopping() {
+        std::thread::sleep(SLICE.min(end.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// The id of a sink's schema: registered, or found. What was answered once is kept, for a start while the registry is away.
+///
+/// # Errors
+/// See [`Registry::register`].
+pub fn sink_id(avro: &AvroOptions, subject: &str, schema: &str, kept: Option<&Kept>) -> Result<u32> {
+    let registry = Registry::try_new(&avro.registry)?;
+    let hash = blake3::hash(format!("{subject}\n{schema}").as_bytes()).to_hex();
+    let own = avro.registry_key();
+    let key = ["subjects", own.as_str(), &hash.as_str()[..32]];
+    let answer = if avro.registers { registry.register(subject, schema) } else { registry.find(subject, schema) };
+    match answer {
+        Ok(id) => {
+            if let Some(kept) = kept {
+                kept.put(&key, id.to_string().into_bytes())?;
+            }
+            Ok(id)
+        }
+        Err(error) if error.is_retryable() => {
+            let bytes = kept.map(|kept| kept.get(&key)).transpose()?.flatten();
+            let id = bytes.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok());
+            let Some(id) = id else { return Err(error) };
+            tracing::warn!(
+                subject,
+                id,
+                "the schema registry is away, the id it gave before is taken: {}",
+                error.line()
+            );
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use datafusion::catalog::Session;
 use uuid::Uuid;
 
@@ -83,6 +84,19 @@ pub fn source(table: &Arc<TableDefinition>) -> Result<Box<dyn SourceTable>> {
         "KAFKA" => Ok(Box::new(KafkaSourceTable::try_new(Arc::clone(table))?)),
         other => Err(Error::user(format!("table {} is STORED AS {other}, which has an end", table.name))),
     }
+}
+
+/// The same table, read for the bytes of its records alone, `_raw`: nothing is decoded, nor asked for.
+///
+/// # Errors
+/// As [`source`].
+pub fn raw_source(table: &TableDefinition) -> Result<Box<dyn SourceTable>> {
+    let mut own = table.clone();
+    let raw = own.schema.fields().iter().filter(|field| field.name() == "_raw").cloned();
+    own.schema = Arc::new(Schema::new(raw.collect::<Vec<_>>()));
+    // They name columns, and have no effect on a source.
+    own.options.retain(|name, _| name != "key" && name != "headers");
+    source(&Arc::new(own))
 }
 
 /// The table as it is now, to its end. `pipeline` is the pipeline that writes it, with its last committed batch: of its

@@ -83,7 +83,7 @@ impl Archive {
 
     async fn read(&self, number: usize, offsets: &[(i32, i64)], found: &mut BTreeMap<Key, ArrayRef>) -> Result<()> {
         let table = &self.sources[number];
-        let source = connector::source(table)?;
+        let source = connector::raw_source(table)?;
         let log = source.extent().await?;
         let (wanted, lost) = part_of(&log, offsets);
         if lost > 0 {

@@ -54,7 +54,7 @@ struct World {
 }
 
 impl World {
-    /// `sql`: what is done, with `TOPIC`, `COPY` and `OPTIONS` (brokers and registry) to be filled in.
+    /// `sql`: what is done, with `TOPIC`, `COPY` and `ACCESS` (brokers and registry) to be filled in.
     fn new(sql: &str) -> Self {
         let topic = format!("avro-{}", uuid::Uuid::new_v4());
         let copy = format!("{topic}-copy");
@@ -62,7 +62,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("queries")).unwrap();
         let options = "'brokers' '${KAFKA_BROKERS}', 'schema.registry.url' '${SCHEMA_REGISTRY_URL}'";
-        let sql = sql.replace("TOPIC", &topic).replace("COPY", &copy).replace("OPTIONS", options);
+        let sql = sql.replace("TOPIC", &topic).replace("COPY", &copy).replace("ACCESS", options);
         fs::write(folder.path().join("queries/all.sql"), format!("SET poundlock.name = '{topic}';\n{sql}")).unwrap();
         let producer = ClientConfig::new().set("bootstrap.servers", variable("KAFKA_BROKERS")).create().unwrap();
         Self { topic, copy, folder, producer }
@@ -151,9 +151,9 @@ fn second(id: u32, value: i64) -> Vec<u8> {
 
 const COPYING: &str = "
     CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, _error VARCHAR)
-    STORED AS KAFKA LOCATION 'TOPIC' OPTIONS (OPTIONS, 'format' 'auto');
+    STORED AS KAFKA LOCATION 'TOPIC' OPTIONS (ACCESS, 'format' 'auto');
     CREATE EXTERNAL TABLE copy (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, error VARCHAR)
-    STORED AS KAFKA LOCATION 'COPY' OPTIONS (OPTIONS, 'format' 'avro');
+    STORED AS KAFKA LOCATION 'COPY' OPTIONS (ACCESS, 'format' 'avro');
     INSERT INTO copy SELECT id, at, kind, _error FROM events;";
 
 #[test]
@@ -226,7 +226,7 @@ fn a_schema_that_is_not_compatible_is_told_before_anything_is_written() {
 fn generated_avro_is_read_row_by_row() {
     let world = World::new(
         "CREATE UNBOUNDED EXTERNAL TABLE events (user_id BIGINT, \"timestamp\" TIMESTAMP, ip_address VARCHAR, _error VARCHAR)
-         STORED AS KAFKA LOCATION 'TOPIC' OPTIONS (OPTIONS, 'format' 'avro');",
+         STORED AS KAFKA LOCATION 'TOPIC' OPTIONS (ACCESS, 'format' 'avro');",
     );
     let mut command = world.command(&["generate", "--format", "avro", "--rate", "0", "--count", "2000"]);
     command.args(["--invalid-share", "0.1", "--topic", &world.topic, "--brokers", &variable("KAFKA_BROKERS")]);

@@ -290,7 +290,9 @@ impl Decoders {
     /// As [`try_new`](Self::try_new), and [`Schemas::of`].
     pub fn of(table: &KafkaTable) -> Result<Self> {
         let layout = Arc::new(RowLayout::new(table));
-        let schemas = Schemas::of(table, &layout.data)?;
+        // Where only the bytes are wanted, no schema is.
+        let wants_values = !layout.data.is_empty() || layout.type_of(MetadataColumn::Error).is_some();
+        let schemas = if wants_values { Schemas::of(table, &layout.data)? } else { None };
         Ok(Self { schemas, ..Self::try_new(layout)? })
     }
 

@@ -91,7 +91,9 @@ impl Type {
                             Some(format!(r#"{{"name": "f{at}", "type": {inner}}}"#))
                         }
                         (false, false, true) => {
-                            Some(format!(r#"{{"name": "f{at}", "type": ["null", {inner}], "default": null}}"#))
+                            // A union is not directly within a union.
+                            let either = if inner.starts_with('[') { inner } else { format!("[\"null\", {inner}]") };
+                            Some(format!(r#"{{"name": "f{at}", "type": {either}, "default": null}}"#))
                         }
                     }
                 });

@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(branches[1], schema.root());
         assert_eq!(fields[1].node, fields[2].node);
         assert_eq!(schema.describe(fields[3].node), "decimal(9, 2)");
-        assert_eq!(schema.least_bytes(schema.root()), 1);
+        assert_eq!(schema.least_bytes(schema.root()), 4);
     }
 
     #[test]

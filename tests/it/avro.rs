@@ -150,11 +150,11 @@ fn second(id: u32, value: i64) -> Vec<u8> {
 }
 
 const COPYING: &str = "
-    CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, _error VARCHAR)
+    CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, tags MAP(VARCHAR, VARCHAR), _error VARCHAR)
     STORED AS KAFKA LOCATION 'TOPIC' OPTIONS (ACCESS, 'format' 'auto');
-    CREATE EXTERNAL TABLE copy (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, error VARCHAR)
+    CREATE EXTERNAL TABLE copy (id BIGINT, at TIMESTAMPTZ, kind VARCHAR, error VARCHAR, tags MAP(VARCHAR, VARCHAR))
     STORED AS KAFKA LOCATION 'COPY' OPTIONS (ACCESS, 'format' 'avro');
-    INSERT INTO copy SELECT id, at, kind, _error FROM events;";
+    INSERT INTO copy SELECT id, at, kind, _error, tags FROM events;";
 
 #[test]
 #[ignore = "needs Kafka and a schema registry: make test"]
@@ -198,6 +198,7 @@ fn avro_of_several_schemas_and_json_on_one_topic_become_rows_and_are_written_as_
     assert!(bad.iter().all(|(row, _)| row == "Null Null Null"), "{bad:?}");
     // At the prompt, what the pipeline wrote is read back.
     assert_eq!(world.sql("SELECT count(*), count(id), sum(id), count(error) FROM copy"), "7,3,6,4");
+    assert_eq!(world.sql("SELECT id, tags['k'] FROM copy WHERE tags IS NOT NULL"), "3,v");
 }
 
 #[test]

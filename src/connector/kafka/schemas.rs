@@ -12,8 +12,8 @@
 //! A schema never changes under its id, so what is kept of one is right for ever. That an id is *not* known may change:
 //! therefore every record that was refused for it is noted (per partition: up to which offset), and a replay refuses it again.
 //!
-//! Failure: a registry that is away is asked again with growing pauses; [`COLD_LIMIT`] long where it has never answered and
-//! nothing is kept, else [`AWAY_LIMIT`]. What is wrong by the user's hand (address, credentials) ends the source at once.
+//! Failure: a registry that is away is asked again with growing pauses; [`COLD_LIMIT`] long where, since the start, it has not
+//! answered and nothing that is kept was of use, else [`AWAY_LIMIT`]. What is wrong by the user's hand (address, credentials) ends the source at once.
 
 pub mod client;
 
@@ -37,7 +37,7 @@ use crate::connector::kept::Kept;
 use crate::format::avro::{Known, frame_id, known};
 use crate::{Error, Result};
 
-/// How long a registry that has not answered since the start is waited for, if nothing is kept of it.
+/// How long a registry that has not answered since the start is waited for, if nothing that is kept was of use.
 const COLD_LIMIT: Duration = OPEN_LIMIT;
 
 /// How long one that has answered, or of which schemas are kept.
@@ -88,7 +88,7 @@ struct State {
     dirty: bool,
     /// When an id was last waited for.
     lagged: Option<Instant>,
-    /// The registry has answered since the start, or something of it is kept.
+    /// The registry has answered since the start, or something that is kept of it was of use.
     is_warm: bool,
 }
 

@@ -175,7 +175,7 @@ async fn no_name_of_the_inside_gets_through() {
     divide by zero error
     cannot coerce arithmetic expression Utf8View + Interval(MonthDayNano) to valid types
     expected LIMIT to be an integer or null, but got Utf8
-    type 'BIGNT' is not supported. Did you mean BIGINT? There are: BIGINT, INT, INTEGER, SMALLINT, TINYINT, DOUBLE, REAL, DECIMAL, BOOLEAN, VARCHAR, TEXT, STRING, BYTEA, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, UUID, ARRAY, STRUCT
+    type 'BIGNT' is not supported. Did you mean BIGINT? There are: BIGINT, INT, INTEGER, SMALLINT, TINYINT, DOUBLE, REAL, DECIMAL, BOOLEAN, VARCHAR, TEXT, STRING, BYTEA, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, UUID, ARRAY, STRUCT, MAP
     columns 2 and 3 of the SELECT have the same name, 'name'. Name one of them with AS
     table function 'TUMBEL' not found. Did you mean TUMBLE?
     column 'user_idd' not found. Did you mean 'b.user_id'?

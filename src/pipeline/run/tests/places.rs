@@ -39,7 +39,7 @@ INSERT INTO kafka.lines SELECT k, id FROM HOP(kafka.events, ts, INTERVAL '1 minu
       queries.sql:1:39
        1 | CREATE EXTERNAL TABLE a (k VARCHAR, n BIGNT) STORED AS PARQUET LOCATION 'a';
          |                                       ^^^^^
-    hint: did you mean BIGINT? There are: BIGINT, INT, INTEGER, SMALLINT, TINYINT, DOUBLE, REAL, DECIMAL, BOOLEAN, VARCHAR, TEXT, STRING, BYTEA, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, UUID, ARRAY, STRUCT
+    hint: did you mean BIGINT? There are: BIGINT, INT, INTEGER, SMALLINT, TINYINT, DOUBLE, REAL, DECIMAL, BOOLEAN, VARCHAR, TEXT, STRING, BYTEA, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, UUID, ARRAY, STRUCT, MAP
 
     error: option 'watermark.dely' of table public.b is not an option of this table
       queries.sql:2:77

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, StringViewArray};
+use arrow::array::{Array, ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, StringViewArray};
 use arrow::datatypes::FieldRef;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use poundlock::cli::environment::Environment;
@@ -91,7 +91,7 @@ fn chunks(program: &Program, payloads: &[Vec<u8>]) -> Vec<Chunk> {
             _ => data.next().unwrap(),
         };
         let rows = RecordBatch::try_new(Arc::clone(schema), schema.fields().iter().map(column).collect()).unwrap();
-        let undecodable = errors.len() - arrow::array::Array::null_count(&errors);
+        let undecodable = errors.len() - errors.null_count();
         Chunk { partition: 0, rows, offsets: offsets.into(), undecodable, bytes: part.iter().map(Vec::len).sum() }
     };
     payloads.chunks(CHUNK).enumerate().map(chunk).collect()

@@ -166,8 +166,8 @@ fn shown(value: &Value) -> String {
         Value::Boolean(value) => format!("{value}"),
         Value::Int(value) | Value::Date(value) => format!("{value}"),
         Value::Long(value) | Value::TimestampMicros(value) => format!("{value}"),
-        Value::Float(value) => format!("f{:x}", value.to_bits()),
-        Value::Double(value) => format!("d{:x}", value.to_bits()),
+        Value::Float(value) => float(f64::from(*value)),
+        Value::Double(value) => float(*value),
         Value::String(value) => format!("{value:?}"),
         Value::Bytes(value) => format!("{value:?}"),
         Value::Array(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(",")),
@@ -184,6 +184,11 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// To the last bit, but that one NaN is as good as another.
+fn float(value: f64) -> String {
+    if value.is_nan() { "NaN".into() } else { format!("{:x}", value.to_bits()) }
+}
+
 fn cell(array: &ArrayRef, row: usize) -> String {
     if array.is_null(row) {
         return "null".into();
@@ -194,8 +199,8 @@ fn cell(array: &ArrayRef, row: usize) -> String {
         DataType::Date32 => format!("{}", array.as_primitive::<Date32Type>().value(row)),
         DataType::Int64 => format!("{}", array.as_primitive::<Int64Type>().value(row)),
         DataType::Timestamp(..) => format!("{}", array.as_primitive::<TimestampMicrosecondType>().value(row)),
-        DataType::Float32 => format!("f{:x}", array.as_primitive::<Float32Type>().value(row).to_bits()),
-        DataType::Float64 => format!("d{:x}", array.as_primitive::<Float64Type>().value(row).to_bits()),
+        DataType::Float32 => float(f64::from(array.as_primitive::<Float32Type>().value(row))),
+        DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
         DataType::Utf8View => format!("{:?}", array.as_string_view().value(row)),
         DataType::Binary => format!("{:?}", array.as_binary::<i32>().value(row)),
         DataType::List(_) => {

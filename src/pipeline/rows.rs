@@ -123,9 +123,12 @@ mod tests {
         let left = pair(vec![("a", Arc::clone(&same)), ("b", Arc::clone(&other))]);
         let right = pair(vec![("a", other), ("b", same)]);
         let digests = Digests::default();
-        assert_ne!(digests.hash(&[left.clone()]).unwrap(), digests.hash(&[right]).unwrap());
+        assert_ne!(
+            digests.hash(std::slice::from_ref(&left)).unwrap(),
+            digests.hash(std::slice::from_ref(&right)).unwrap()
+        );
         // Asked again, of what is known.
-        assert_eq!(digests.hash(&[left.clone()]).unwrap(), Digests::default().hash(&[left]).unwrap());
+        assert_eq!(digests.hash(std::slice::from_ref(&left)).unwrap(), Digests::default().hash(&[left]).unwrap());
         assert_eq!(digests.known.lock().unwrap().len(), 2);
     }
 }

@@ -1,6 +1,7 @@
-//! Small requests to the outside from threads that may block, where no runtime is at hand: a thread of our own drives them.
+//! Between threads that may block and those of a runtime, both ways.
 //!
-//! Kafka's reader, its decoding threads and its sink are such threads. What they ask is rare (a schema, once an id), so one
+//! [`wait`] is for small requests to the outside from threads that may block, where no runtime is at hand: a thread of our own
+//! drives them. Kafka's reader, its decoding threads and its sink are such threads. What they ask is rare (a schema, once an id), so one
 //! thread for the whole process is enough.
 
 use std::future::Future;
@@ -10,6 +11,15 @@ use std::sync::mpsc::sync_channel;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{Error, Result};
+
+/// Runs what blocks, or is long, on a thread that serves nobody else.
+///
+/// # Errors
+/// The work's own; it panicked (internal).
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::internal("work on a thread of its own has failed").cause(error))?
+}
 
 /// Waits for the answer. The future has a time limit of its own.
 ///

@@ -109,3 +109,38 @@ fn a_folder_that_can_never_be_is_an_error_and_not_tried_for_ever() {
     create_folders(&folder.path().join("a/b/c")).unwrap();
     assert!(folder.path().join("a/b/c").is_dir());
 }
+
+#[tokio::test]
+async fn ranges_are_read_and_what_is_not_there_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = local(folder.path(), "record");
+    store.put(&path, "0123456789".into()).await.unwrap();
+    assert_eq!(store.get_ranges(&path, &[7..10, 0..2, 4..4]).await.unwrap(), ["789", "01", ""]);
+    for (from, to) in [(5, 11), (20, 21), (0, u64::MAX)] {
+        let error = store.get_ranges(&path, std::slice::from_ref(&(from..to))).await.unwrap_err().to_string();
+        assert!(error.contains("record") && error.contains("ends before byte"), "{error}");
+    }
+    let (_, missing) = local(folder.path(), "missing");
+    let error = store.get_ranges(&missing, std::slice::from_ref(&(0..1))).await.unwrap_err();
+    assert!(matches!(error, object_store::Error::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_listing_has_all_files_below_and_none_that_is_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, root) = local(folder.path(), "lake");
+    let list = async || -> Vec<String> {
+        let found: Vec<_> = store.list(Some(&root)).try_collect().await.unwrap();
+        let mut names: Vec<_> =
+            found.iter().map(|o| format!("{} {}", o.location.filename().unwrap(), o.size)).collect();
+        names.sort();
+        names
+    };
+    assert!(list().await.is_empty(), "a folder that is not there");
+    for name in ["a", "day=1/b", "day=1/deep/c"] {
+        store.put(&local(folder.path(), &format!("lake/{name}")).1, "xyz".into()).await.unwrap();
+    }
+    std::fs::write(folder.path().join("lake/day=1/b#123"), "half").unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.path().join("lake/broken")).unwrap();
+    assert_eq!(list().await, ["a 3", "b 3", "c 3"]);
+}

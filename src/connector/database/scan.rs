@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::filter::{Dialect, condition};
 use super::{DatabaseTable, Place, postgres, sqlite};
 use crate::Error;
+use crate::connector::background::blocking;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -59,8 +60,7 @@ impl DatabaseProvider {
                 Place::Postgres(address) => postgres::estimated_rows(&self.table, address).await,
                 Place::Sqlite(path) => {
                     let (table, path) = (Arc::clone(&self.table), path.clone());
-                    let asked = tokio::task::spawn_blocking(move || sqlite::estimated_rows(&table, &path)).await;
-                    asked.unwrap_or_else(|e| Err(Error::internal("asking SQLite was stopped").cause(e)))
+                    blocking(move || sqlite::estimated_rows(&table, &path)).await
                 }
             }
         };

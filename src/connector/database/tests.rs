@@ -218,6 +218,29 @@ async fn a_batch_with_dead_letters_is_whole_after_its_second_wave() {
 }
 
 #[tokio::test]
+async fn sqlite_says_how_many_rows_there_are_if_they_are_few() {
+    let (_folder, location) = sqlite();
+    let table = Arc::new(definition("plain", &location, ID_V, &[]));
+    let mut sink = sinks(std::slice::from_ref(&table)).unwrap().pop().unwrap();
+    sink.open(&identity(1)).await.unwrap();
+    let asked = || {
+        let table = DatabaseTable::new(table.clone()).unwrap();
+        let Place::Sqlite(path) = &table.place else { panic!("not SQLite") };
+        sqlite::estimated_rows(&table, path).unwrap()
+    };
+    assert_eq!(asked(), Some(0));
+    let many: Vec<Option<i64>> = (0..100_000).map(Some).collect();
+    let write = |batch, ids: &[Option<i64>]| {
+        request(batch, vec![insert(0, &table, vec![ints(ids), texts(&vec![None; ids.len()])])])
+    };
+    // Large values of a key are no number of rows.
+    sink.write(&write(1, &[Some(i64::MAX), Some(1)])).await.unwrap();
+    assert_eq!(asked(), Some(2));
+    sink.write(&write(2, &many)).await.unwrap();
+    assert_eq!(asked(), None);
+}
+
+#[tokio::test]
 async fn sqlite_refuses_a_row_and_keeps_the_others() {
     let (_folder, location) = sqlite();
     let table = Arc::new(with(definition("kept", &location, ID_V, &["id"]), "on_conflict", "nothing"));

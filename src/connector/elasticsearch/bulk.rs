@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::chunk::{Action, Chunk, Item};
 use super::client::{Body, Client, Reason};
+use crate::connector::background::blocking;
 use crate::connector::{InsertReport, Refusal};
 use crate::error::reason_text;
 use crate::{Error, Result};
@@ -250,10 +251,4 @@ async fn settle(client: &Client, chunk: &Chunk, conflicts: &[usize], outcome: &m
         }
     }
     Ok(())
-}
-
-/// Work for the processor, on a thread that serves nobody else.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::internal("the making of documents has failed").cause(error))?
 }

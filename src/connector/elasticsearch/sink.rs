@@ -9,11 +9,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::{TryStreamExt, try_unfold};
 
-use super::bulk::{self, Outcome, blocking};
+use super::bulk::{self, Outcome};
 use super::chunk::{Chunks, Recipe};
 use super::client::Client;
 use super::mark::{INDEX, Mark};
 use super::options::{Connection, ElasticsearchTable, OpType};
+use crate::connector::background::blocking;
 use crate::connector::{Guarantee, Identity, InsertReport, Refusal, Sink, TableDefinition, WriteReport, WriteRequest};
 use crate::format::json_encode::encode_rows;
 use crate::point::point;

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use elasticsearch::http::Method;
 use serde_json::{Value, json};
 
-use super::bulk::blocking;
 use super::client::{Body, Client, path_part};
 use super::options::Connection;
+use crate::connector::background::blocking;
 use crate::{Error, Result};
 
 /// Of one folder, and of one file; a template is written by hand.

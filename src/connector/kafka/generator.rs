@@ -24,8 +24,9 @@ use self::avro::AvroWriter;
 use super::brokers::{Asked, wait};
 use super::client::{Context, OPEN_LIMIT, broker_error, left};
 use super::schemas::client::RegistryOptions;
-use super::source::{blocking, default};
+use super::source::default;
 use super::topic::topic_missing;
+use crate::connector::background::blocking;
 use crate::{Error, Result};
 
 /// Events between two looks at the clock.

@@ -26,8 +26,8 @@ use super::client::lock;
 use super::options::KafkaTable;
 use super::producer::{Cluster, Messages, Session};
 use super::schemas::sink_id;
-use super::source::blocking;
 use super::values::AvroTable;
+use crate::connector::background::blocking;
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Kept, Refusal, Sink, TableDefinition, Wave, WriteReport,
     WriteRequest, nullable,

@@ -31,6 +31,7 @@ use super::options::KafkaTable;
 use super::reader::{Reader, assign, data_loss, offsets, truncated};
 use super::rows::{CHUNK_ROWS, Decoders, RowLayout, Slot};
 use super::topic::{partitions_of, watermarks_when_led};
+use crate::connector::background::blocking;
 use crate::connector::{
     Cut, CutLimit, Kept, OffsetRange, Ranges, Source, SourceTable, StartingOffsets, TableDefinition,
 };
@@ -94,12 +95,6 @@ impl SourceTable for KafkaSourceTable {
         })
         .await
     }
-}
-
-/// Runs what blocks where it may.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::internal("a Kafka client's task has failed").cause(error))?
 }
 
 /// Sets what the user has not set.

@@ -34,6 +34,7 @@ use super::Table;
 use super::layout::FileName;
 use super::partition::{self, PARTITIONS_PER_INSERT};
 use crate::checkpoint::durable::{Durable, create_folders};
+use crate::connector::background::blocking;
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, WriteReport, WriteRequest,
 };
@@ -174,9 +175,7 @@ impl Sink for ParquetSink {
             let (insert, batch) = (insert.clone(), request.batch);
             encoders.push(async move {
                 let encode = move || Encoded::new(table, &insert, pipeline, batch);
-                tokio::task::spawn_blocking(encode)
-                    .await
-                    .map_err(|e| Error::internal("writing Parquet was stopped").cause(e))?
+                blocking(encode).await
             });
         }
         let encoded: Vec<Encoded> = futures::stream::iter(encoders).buffered(CONCURRENT_ENCODERS).try_collect().await?;

@@ -31,6 +31,10 @@ fn defaults_are_in_the_registry() {
             snapshot_interval: 64,
         }
     );
+    assert_eq!(settings.partitions_of_pipeline(), 1);
+    assert_eq!(settings.partitions_of_query(), std::thread::available_parallelism().unwrap().get());
+    let said = resolve_with("SET poundlock.target_partitions = '3'", &[], &[]).unwrap();
+    assert_eq!((said.partitions_of_pipeline(), said.partitions_of_query()), (3, 3));
     assert!(settings.name().unwrap_err().to_string().contains("SET poundlock.name"));
 }
 

@@ -173,9 +173,11 @@ impl Writer {
         let mut ranges: Vec<Range<usize>> = blocks.rev().collect();
         let mut ahead: Option<Ahead> = None;
         while let Some(range) = ranges.pop() {
-            let encoded = match ahead.take_if(|ahead| ahead.range == range) {
-                Some(ready) => Some(ready.encoded().await?),
-                None => rows.is_sorted.then(|| rows.encode(range.clone())),
+            let encoded = if rows.is_sorted {
+                let ready = ahead.take_if(|ahead| ahead.range == range);
+                Some(ready.unwrap_or_else(|| Ahead::begin(&rows, range.clone())).encoded().await?)
+            } else {
+                None
             };
             if let (None, true, Some(next)) = (&ahead, rows.is_sorted, ranges.last()) {
                 ahead = Some(Ahead::begin(&rows, next.clone()));

@@ -5,6 +5,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::super::mock::MockBroker;
 use super::super::options::tests::definition;
+use super::super::real_topics::until;
 use super::*;
 
 const COLUMNS: &[(&str, DataType)] = &[
@@ -215,11 +216,7 @@ async fn a_broker_that_is_away_is_no_error() {
     let source = table(&brokers, "events", &[]).open("test", &no_offsets(), 1 << 20).await.unwrap();
     rows(source.as_ref(), 10).await;
     mock.with(|cluster| cluster.broker_down(-1)).unwrap().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while source.away().is_none() {
-        assert!(Instant::now() < deadline, "nobody misses the broker");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("somebody misses the broker", || source.away().is_some());
     assert!(source.cut(&ALL).await.unwrap().chunks.is_empty());
     mock.with(|cluster| cluster.broker_up(-1)).unwrap().unwrap();
     produce(&out, "events", 0, 10..12);

@@ -5,7 +5,7 @@ use rdkafka::admin::{AdminOptions, NewPartitions};
 
 use super::*;
 use crate::connector::Loss;
-use crate::connector::kafka::real_topics::{admin, brokers, create, delete, log_end, until};
+use crate::connector::kafka::real_topics::{admin, brokers, create, delete, log_end};
 
 fn new_topic(partitions: i32) -> String {
     let topic = format!("source-{}", uuid::Uuid::new_v4());

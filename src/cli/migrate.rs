@@ -43,15 +43,19 @@ impl MigrateArgs {
     /// See [`migrate`] and [`template::apply`]; or `out` cannot be written.
     pub async fn run(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut applied = migrate(&self.database_url, &self.dir).await?;
+        // Told before anything else can fail: it is done.
+        for name in &applied {
+            writeln!(out, "applied {name}")?;
+        }
         // Empty is as good as not set.
         if let Some(url) = self.es_url.as_deref().filter(|url| !url.is_empty()) {
             let ca_file = self.es_ca_file.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
             let connection = Connection::parse(url, self.es_api_key.as_deref(), ca_file)?;
             let templates = template::apply(&connection, &self.dir.join(TEMPLATES)).await?;
-            applied.extend(templates.iter().map(|name| format!("template {name}")));
-        }
-        for name in &applied {
-            writeln!(out, "applied {name}")?;
+            for name in templates {
+                writeln!(out, "applied template {name}")?;
+                applied.push(name);
+            }
         }
         if applied.is_empty() && self.database_url.starts_with("sqlite:") {
             writeln!(out, "nothing to apply: tables in SQLite are made from their declarations")?;

@@ -136,14 +136,13 @@ pub fn duration(text: &str) -> Option<Duration> {
 /// An address fit to be printed: the password of a URL and the values of secret-looking parameters become `***`.
 pub fn redact(address: &str) -> String {
     let mut text = address.to_string();
-    if let Some(scheme) = text.find("://") {
-        let rest = scheme + 3;
-        // Up to the last '@': a password that should have been escaped may hold a '/' or an '@' of its own.
-        if let Some(at) = text[rest..].rfind('@').map(|i| rest + i)
-            && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
-        {
-            text.replace_range(colon + 1..at, "***");
-        }
+    // One that lacks its scheme is refused, and must not be shown by the refusal either.
+    let rest = text.find("://").map_or(0, |scheme| scheme + 3);
+    // Up to the last '@': a password that should have been escaped may hold a '/' or an '@' of its own.
+    if let Some(at) = text[rest..].rfind('@').map(|i| rest + i)
+        && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
+    {
+        text.replace_range(colon + 1..at, "***");
     }
     for secret in ["password=", "secret=", "token=", "key="] {
         let mut from = 0;
@@ -201,6 +200,7 @@ mod tests {
         assert_eq!(redact("host=h password=abc dbname=x"), "host=h password=*** dbname=x");
         assert_eq!(redact("postgres://host/db?user=u&password=p"), "postgres://host/db?user=u&password=***");
         assert_eq!(redact("127.0.0.1:9092"), "127.0.0.1:9092");
+        assert_eq!(redact("elastic:s3cret@host:9200"), "elastic:***@host:9200");
     }
 
     #[test]

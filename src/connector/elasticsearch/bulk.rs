@@ -28,7 +28,6 @@ use crate::{Error, Result};
 /// Requests of which no document came through, one after the other, before the pipeline's own patience counts.
 const ATTEMPTS_MAX: u32 = 5;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Of a bulk request, only this is wanted back.
 const WANTED: &str = "errors,items.*.status,items.*.error";
@@ -154,12 +153,12 @@ pub async fn write(client: &Client, chunk: Chunk) -> Result<Outcome> {
                         }
                     }
                 }
-                if again.is_empty() {
-                    continue;
-                }
                 let (many, of) = (again.len(), group.len());
                 if many < of {
                     (attempt, pause) = (1, PAUSE_FIRST);
+                }
+                if again.is_empty() {
+                    continue;
                 }
                 groups.push(again);
                 let error = format!("{many} of {of} documents were not taken at {}", client.connection());
@@ -187,7 +186,7 @@ pub async fn write(client: &Client, chunk: Chunk) -> Result<Outcome> {
         // Up to half as long again, so that the requests of several processes do not come together.
         tokio::time::sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
         attempt += 1;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause *= 2;
     }
     settle(client, &chunk, &conflicts, &mut outcome).await?;
     Ok(outcome)
@@ -239,8 +238,15 @@ async fn settle(client: &Client, chunk: &Chunk, conflicts: &[usize], outcome: &m
     let wanted: Vec<Value> = items.clone().map(|item| json!({ "_index": *item.index, "_id": item.id })).collect();
     let body = Body::json(&json!({ "docs": wanted }));
     let query = [("filter_path", "docs._source,docs.found,docs.error.type")];
-    let answer = client.send(Method::Post, "/_mget", &query, Some(body), "read documents that were there").await?;
-    let found: Value = answer.json().unwrap_or_default();
+    let what = "read documents that were there";
+    let answer = client.send(Method::Post, "/_mget", &query, Some(body), what).await?;
+    if !answer.is_success() {
+        return Err(client.refused(&answer, what));
+    }
+    let found: Value = answer.json().map_err(|error| {
+        let unread = format!("could not {what} at {}", client.connection());
+        Error::external(unread).cause(format!("its answer cannot be read: {error}")).retryable()
+    })?;
     for (position, item) in items.enumerate() {
         let ours: Option<Value> = serde_json::from_slice(chunk.document(item)).ok();
         // What cannot be looked at, an alias of several indices say, is taken to be another's.

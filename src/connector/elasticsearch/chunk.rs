@@ -271,6 +271,10 @@ impl Chunks {
                 (Err(why), _) | (_, Err(why)) => {
                     chunk.refusals.push(Refusal { insert, row, error: reason_text(&why) });
                     slice.at += 1;
+                    // So that too many of them are noticed before all are made.
+                    if chunk.refusals.len() >= limits.rows {
+                        return Ok(true);
+                    }
                     continue;
                 }
             };

@@ -130,25 +130,30 @@ async fn is_there(client: &Client, template: &Template) -> Result<bool> {
     Ok(found[list][0][kind]["_meta"][HASH] == *template.hash())
 }
 
+/// The template last: it has the hash by which it counts as applied.
 async fn put(client: &Client, template: &Template, dir: &Path) -> Result<()> {
     let what = format!("apply template {}", template.name);
+    let mappings = &template.body["template"]["mappings"];
+    if !template.is_component() && !mappings.is_null() {
+        put_mappings(client, template, mappings, &what).await?;
+    }
     let answer = client.send(Method::Put, &template.path(), &[], Some(Body::json(&template.body)), &what).await?;
     if !answer.is_success() {
         let file = dir.join(&template.name).with_extension("json");
         return Err(Error::user(client.refused(&answer, &what).line()).at(file.display().to_string()));
     }
-    let mappings = &template.body["template"]["mappings"];
-    if template.is_component() || mappings.is_null() {
-        return Ok(());
-    }
-    // A template is for indices to come. Those that are there take what is new in the mapping; a type is never changed.
+    Ok(())
+}
+
+/// A template is for indices to come. Those that are there take what is new in the mapping; a type is never changed.
+async fn put_mappings(client: &Client, template: &Template, mappings: &Value, what: &str) -> Result<()> {
     let patterns = match &template.body["index_patterns"] {
         Value::Array(patterns) => patterns.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
         pattern => pattern.as_str().unwrap_or_default().to_string(),
     };
     let path = format!("/{}/_mapping", path_of_patterns(&patterns));
     let query = [("allow_no_indices", "true"), ("ignore_unavailable", "true"), ("expand_wildcards", "open")];
-    let answer = client.send(Method::Put, &path, &query, Some(Body::json(mappings)), &what).await?;
+    let answer = client.send(Method::Put, &path, &query, Some(Body::json(mappings)), what).await?;
     if !answer.is_success() && answer.status != 404 {
         tracing::warn!(
             template = template.name,

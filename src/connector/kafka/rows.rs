@@ -334,10 +334,14 @@ impl Decoders {
             });
             let refused = match framed {
                 None => decoder.push(payload).err(),
-                Some(framed) => {
-                    let known = judge.as_mut().and_then(|judge| judge.of(framed, pack.offsets[row]));
-                    avro::push(decoder, framed, known).err()
-                }
+                Some(framed) => match &mut judge {
+                    Some(judge) => avro::push(decoder, framed, judge.of(framed, pack.offsets[row])).err(),
+                    // Of a table that wants only the bytes nothing is judged.
+                    None => {
+                        decoder.push_null();
+                        None
+                    }
+                },
             };
             if refused.is_some() {
                 undecodable.push(row as u32); // a chunk has at most CHUNK_ROWS rows

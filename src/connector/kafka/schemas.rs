@@ -84,6 +84,8 @@ pub struct Schemas {
 struct State {
     known: HashMap<u32, Arc<Known>>,
     unknown: BTreeMap<u32, Unknown>,
+    /// Unknown ids met so far.
+    met: u64,
     /// `unknown` has more than what is kept.
     dirty: bool,
     /// When an id was last waited for.
@@ -98,6 +100,8 @@ struct Unknown {
     asked: Option<Instant>,
     /// By partition: the last record that was refused.
     until: BTreeMap<i32, i64>,
+    /// Which of them it is, in the order in which they were met.
+    number: u64,
 }
 
 /// As it is kept.
@@ -139,7 +143,7 @@ impl Schemas {
                     .hint("restore the checkpoint from a backup")
             })?;
             let unknown = noted.unknown.into_iter();
-            state.unknown = unknown.map(|(id, until)| (id, Unknown { asked: None, until })).collect();
+            state.unknown = unknown.map(|(id, until)| (id, Unknown { until, ..Unknown::default() })).collect();
         }
         Ok(Self {
             topic: topic.to_string(),
@@ -197,9 +201,18 @@ impl Schemas {
                         rest(PAUSE_FIRST, stopping);
                         continue;
                     }
-                    state.unknown.entry(id).or_default().asked = Some(Instant::now());
-                    state.bound();
-                    tracing::warn!(topic = self.topic, id, "a record has a schema id that the registry does not know");
+                    state.meet(id).asked = Some(Instant::now());
+                    drop(state);
+                    // Records that only look framed have an id each.
+                    if let Some(held_back) = LINES.admit(&format!("{} unknown", self.topic), Instant::now()) {
+                        let topic = self.topic.as_str();
+                        tracing::warn!(
+                            topic,
+                            id,
+                            held_back,
+                            "a record has a schema id that the registry does not know"
+                        );
+                    }
                     return Ok(());
                 }
                 Err(error) if !error.is_retryable() => return Err(error),
@@ -304,15 +317,26 @@ impl State {
         may
     }
 
-    /// Forgets the ids whose last record is the oldest.
-    fn bound(&mut self) {
-        if self.unknown.len() > UNKNOWN_MAX {
-            let newest = |unknown: &Unknown| unknown.until.values().copied().max().unwrap_or(i64::MAX);
-            let mut offsets: Vec<i64> = self.unknown.values().map(newest).collect();
-            offsets.sort_unstable();
-            let limit = offsets[UNKNOWN_MAX / 2];
-            self.unknown.retain(|_, unknown| newest(unknown) > limit);
+    /// An unknown id. For a new one the older half is forgotten where there are too many: never the one that is asked for,
+    /// whose note is about to be kept.
+    fn meet(&mut self, id: u32) -> &mut Unknown {
+        if !self.unknown.contains_key(&id) && self.unknown.len() >= UNKNOWN_MAX {
+            let mut numbers: Vec<u64> = self.unknown.values().map(|unknown| unknown.number).collect();
+            numbers.sort_unstable();
+            let limit = numbers[UNKNOWN_MAX / 2];
+            // Those that were kept by an earlier start have no number of their own.
+            let mut left = UNKNOWN_MAX / 2;
+            self.unknown.retain(|_, unknown| {
+                let stays = unknown.number >= limit && left > 0;
+                left -= usize::from(stays);
+                stays
+            });
         }
+        let met = &mut self.met;
+        self.unknown.entry(id).or_insert_with(|| {
+            *met += 1;
+            Unknown { number: *met, ..Unknown::default() }
+        })
     }
 }
 
@@ -346,10 +370,9 @@ impl Judge<'_> {
         }
         // Noted under the lock under which it becomes known: of one id, no record behind a known one is ever unknown.
         self.last = None;
-        let noted = state.unknown.entry(id).or_default().until.entry(self.partition).or_insert(offset);
+        let noted = state.meet(id).until.entry(self.partition).or_insert(offset);
         *noted = offset.max(*noted);
         state.dirty |= until.is_none_or(|until| offset > until);
-        state.bound();
     }
 }
 

@@ -368,6 +368,14 @@ impl Writer<'_> {
                 true => Some(self.without_bulk(table, batch, index)?),
                 false => None,
             };
+            if let Some(reason) = short.as_ref().and_then(|short| short.refused.get(&0)) {
+                let error = format!(
+                    "the message is larger than topic {:?} takes, and without its bytes: {reason}",
+                    table.topic
+                );
+                refusals.push(Refusal { insert: insert.insert, row, error });
+                continue;
+            }
             let value = short.as_ref().map_or(value, |short| short.rows.row(0));
             let size = value.len() + beside;
             let mut fits = size <= limit;

@@ -226,7 +226,13 @@ impl Registry {
         if let Some(body) = body {
             request = request.header("content-type", CONTENT_TYPE).body(body.to_string());
         }
-        let response = request.send().await.map_err(|error| away(&causes(error)))?;
+        let response = request.send().await.map_err(|error| match causes(error) {
+            cause if cause.contains("certificate") => Error::user("the schema registry's certificate is not trusted")
+                .at(address.clone())
+                .cause(cause)
+                .hint("name its authority in OPTIONS ('schema.registry.ca' …)"),
+            cause => away(&cause),
+        })?;
         let status = response.status();
         let bytes = limited(response).await.map_err(|cause| away(&cause))?;
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();

@@ -160,6 +160,20 @@ fn the_ids_of_chance_are_forgotten_at_a_limit() {
     assert!(left > 0 && left <= UNKNOWN_MAX / 2 + 1, "{left}");
 }
 
+/// A young partition has small offsets: its note is not the oldest for that.
+#[test]
+fn a_note_that_was_just_made_is_not_the_one_that_is_forgotten() {
+    let schemas = open(&FakeRegistry::start(answer), &kept());
+    for number in 0..(2 * UNKNOWN_MAX as i64) {
+        let id = 1_000 + number as u32;
+        let partition = (number % 2) as i32;
+        let offset = if partition == 0 { 1_000_000 + number } else { number };
+        assert!(schemas.judge(partition).of(&payload(id), offset).is_none());
+        assert_eq!(lock(&schemas.state).unknown[&id].until[&partition], offset);
+    }
+    assert!(lock(&schemas.state).unknown.len() <= UNKNOWN_MAX);
+}
+
 #[test]
 fn the_id_of_a_sink_is_kept_for_a_start_without_the_registry() {
     let registry = FakeRegistry::start(answer);

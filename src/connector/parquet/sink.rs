@@ -24,7 +24,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::Encoding;
+use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -287,11 +287,16 @@ pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Re
         .set_max_row_group_row_count(Some(table.rows_per_row_group))
         .set_statistics_enabled(EnabledStatistics::Chunk);
     for (index, field) in schema.fields().iter().enumerate() {
-        if !repeats(rows, index)? {
-            let column = ColumnPath::from(field.name().as_str());
+        let column = ColumnPath::from(field.name().as_str());
+        let repeats = repeats(rows, index)?;
+        if !repeats {
             properties = properties.set_column_dictionary_enabled(column.clone(), false);
-            // Offsets and times grow by little: fewer bytes than zstd makes of them, and far less work to read.
-            if is_whole_number(field.data_type()) {
+        }
+        // A dictionary or the differences of neighbours (offsets and times grow by little) make of whole numbers fewer bytes than a
+        // codec would, which then finds little left, and makes each column of each file dearer to open.
+        if is_whole_number(field.data_type()) {
+            properties = properties.set_column_compression(column.clone(), Compression::UNCOMPRESSED);
+            if !repeats {
                 properties = properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
             }
         }

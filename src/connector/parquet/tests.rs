@@ -154,6 +154,7 @@ async fn a_replay_gives_the_same_bytes_however_the_rows_are_cut() {
 /// How a column is encoded follows from all rows of the file, in whatever record batches they come.
 #[test]
 fn numbers_that_grow_are_packed_and_texts_that_repeat_have_a_dictionary() {
+    use parquet::basic::Compression;
     use parquet::basic::Encoding::{DELTA_BINARY_PACKED, RLE_DICTIONARY};
     use parquet::file::reader::{FileReader, SerializedFileReader};
 
@@ -168,6 +169,14 @@ fn numbers_that_grow_are_packed_and_texts_that_repeat_have_a_dictionary() {
         let column = columns.iter().find(|column| column.column_path().string() == name).unwrap();
         column.encodings().any(|found| found == encoding)
     };
+    let compressed = |name: &str| {
+        let column = columns.iter().find(|column| column.column_path().string() == name).unwrap();
+        column.compression() != Compression::UNCOMPRESSED
+    };
+    assert!(compressed("region") && compressed("name") && compressed("amount"));
+    for name in ["id", "at", "at_utc", "day"] {
+        assert!(!compressed(name), "{name}");
+    }
     for name in ["id", "at", "at_utc"] {
         assert!(has(name, DELTA_BINARY_PACKED) && !has(name, RLE_DICTIONARY), "{name}");
     }

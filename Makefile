@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/poundlock/target
 VENV := $(HOME)/.cache/poundlock/venv
 export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-flame bench-instructions bench-parts bench-binary prerequisites services clean
+.PHONY: help demo test test-all lint bench bench-peers bench-growth bench-adhoc bench-elasticsearch bench-flame bench-instructions bench-parts bench-binary prerequisites services clean
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
@@ -49,6 +49,10 @@ bench-growth: bench-binary
 
 bench-adhoc: bench-binary
 	@benches/run adhoc
+
+# The Elasticsearch sink beside a bare bulk loader.
+bench-elasticsearch: bench-binary
+	@benches/run elasticsearch
 
 # Instructions of the whole job, against a stored budget; and our parts one by one, by criterion.
 bench-instructions: bench-binary

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -108,12 +109,12 @@ impl Recipe {
         self.tables.get(name).ok_or_else(|| Error::internal(format!("table {name} is not of this sink")))
     }
 
-    fn ids(&self, table: &ElasticsearchTable, insert: &InsertRows, batch: usize) -> Result<Ids> {
+    /// Of some rows of an INSERT.
+    fn ids(&self, table: &ElasticsearchTable, insert: usize, rows: &RecordBatch) -> Result<Ids> {
         if !table.is_keyed() {
-            let (uuid, batch, insert) = (self.uuid, self.request.batch, insert.insert);
+            let (uuid, batch) = (self.uuid, self.request.batch);
             return Ok(Ids::Numbered(format!("{uuid}-{batch}-{insert}-")));
         }
-        let rows = &insert.rows[batch];
         // The table's fields: those of the rows may differ in what may be NULL.
         let fields = table.definition.schema.fields();
         Ids::of_key(table.key.iter().map(|column| (&fields[*column], rows.column(*column))))
@@ -139,8 +140,8 @@ impl Recipe {
                 continue;
             }
             let mut number = 0;
-            for (batch, rows) in insert.rows.iter().enumerate() {
-                let ids = self.ids(table, insert, batch)?;
+            for rows in &insert.rows {
+                let ids = self.ids(table, insert.insert, rows)?;
                 let mut names = table.index.of(rows.columns());
                 for row in 0..rows.num_rows() {
                     let position = (insert.insert, number);
@@ -182,11 +183,10 @@ pub struct Chunks {
 
 /// Some rows of one record batch, encoded.
 struct Slice {
+    /// Position of the INSERT.
     insert: usize,
-    batch: usize,
-    /// Of the first row in its record batch.
-    offset: usize,
-    /// Rows of the INSERT before its record batch.
+    rows: RecordBatch,
+    /// Rows of the INSERT before them.
     before: usize,
     ids: Ids,
     documents: EncodedRows,
@@ -242,10 +242,11 @@ impl Chunks {
             }
             let count = self.recipe.limits.rows.min(rows.num_rows() - offset);
             let columns: Vec<usize> = (0..rows.num_columns()).collect();
-            let documents = encode_rows(&rows.slice(offset, count), &columns)?;
-            let ids = self.recipe.ids(self.recipe.table(insert)?, insert, batch)?;
+            let rows = rows.slice(offset, count);
+            let documents = encode_rows(&rows, &columns)?;
+            let ids = self.recipe.ids(self.recipe.table(insert)?, insert.insert, &rows)?;
             self.next = (position, batch, offset + count);
-            return Ok(Some(Slice { insert: position, batch, offset, before: self.before, ids, documents, at: 0 }));
+            return Ok(Some(Slice { insert: position, rows, before: self.before + offset, ids, documents, at: 0 }));
         }
     }
 
@@ -253,20 +254,19 @@ impl Chunks {
     fn fill(&self, chunk: &mut Chunk, slice: &mut Slice) -> Result<bool> {
         let insert = &self.recipe.request.inserts[slice.insert];
         let table = self.recipe.table(insert)?;
-        let mut names = table.index.of(insert.rows[slice.batch].columns());
+        let mut names = table.index.of(slice.rows.columns());
         let action = self.recipe.action(table);
         let (limits, mut id) = (self.recipe.limits, String::new());
         let mut shared: Option<Arc<str>> = None;
         while slice.at < slice.documents.len() {
-            let in_batch = slice.offset + slice.at;
-            let row = slice.before + in_batch;
+            let row = slice.before + slice.at;
             let insert = insert.insert;
             if self.superseded.contains(&(insert, row)) {
                 *chunk.superseded.entry(insert).or_default() += 1;
                 slice.at += 1;
                 continue;
             }
-            let name = match (slice.ids.write(in_batch, row, &mut id), names.name(in_batch)) {
+            let name = match (slice.ids.write(slice.at, row, &mut id), names.name(slice.at)) {
                 (Ok(()), Ok(name)) => name,
                 (Err(why), _) | (_, Err(why)) => {
                     chunk.refusals.push(Refusal { insert, row, error: reason_text(&why) });

@@ -1,10 +1,12 @@
 """The axes: what is changed from one run to the next, and which of the runs do the same work an event, so that they can be judged.
 
-A run is within 2× if its engine CPU an event is at most twice that of the cheapest of those that do the same work.
+A run is within 2× if its engine CPU an event is at most twice that of the cheapest of those that do the same work. Its memory is set
+against the least of the same runs; larger batches, larger events and more keys are there on purpose, so what is beyond is told, with no verdict.
 """
 from dataclasses import dataclass, replace
 
 COST = "engine_cpu_us_per_event_after_start"
+MEMORY = "peak_rss_mb"
 TIMES_MAX = 2
 
 
@@ -99,7 +101,7 @@ AXES = {
 
 
 def judge(axis, lines):
-    """Adds to the figures of an axis `times` the cheapest and `within_2x`; both None where the work is another."""
+    """Adds to the figures of an axis `times` the cheapest, `within_2x` and `memory_times` the least; None where the work is another."""
     def cost(line):
         return line[COST] / line["bytes_per_event"] if axis.by_byte else line[COST]
 
@@ -107,6 +109,8 @@ def judge(axis, lines):
     if len(judged) < len(axis.judged or axis.points):
         judged = []  # One has failed: it may be the cheapest.
     base = (cost(judged[0]) if axis.by_byte else min(map(cost, judged))) if judged else None
+    least = min((line[MEMORY] for line in judged), default=None)
     for line in lines:
+        line["memory_times"] = round(line[MEMORY] / least, 2) if line in judged else None
         times = cost(line) / base if line in judged else None
         line.update(times=times and round(times, 2), within_2x=None if times is None else times <= TIMES_MAX)

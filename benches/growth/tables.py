@@ -1,5 +1,5 @@
 """What was measured as tables for docs/performance.md, and the verdict."""
-from axes import AXES, COST, TIMES_MAX
+from axes import AXES, COST, MEMORY, TIMES_MAX
 from report import number
 from measure import say
 
@@ -23,19 +23,22 @@ def axes(results):
         lines = [line for line in results if line["axis"] == name]
         by_byte, live = AXES[name].by_byte, any("engine_cpu_ms_per_batch" in line for line in lines)
         head(name, "events", "engine µs an event", *["ns a byte"] * by_byte, *["ms a batch"] * live,
-             "× a byte of the first judged" if by_byte else "× the cheapest judged", f"within {TIMES_MAX}×", "events/s", "RSS, MB", "rows a batch")
+             "× a byte of the first judged" if by_byte else "× the cheapest judged", f"within {TIMES_MAX}×", "events/s", "RSS, MB", "× the least", "rows a batch")
         for line in lines:
             value = line["value"] if isinstance(line["value"], str) else f"{line['value']:,}"
             row(value, f"{line['events']:,}", f"{line[COST]:.2f}", *[f"{line[COST] * 1e3 / line['bytes_per_event']:.2f}"] * by_byte,
                 *[line.get("engine_cpu_ms_per_batch", "")] * live, "" if line["times"] is None else f"{line['times']:.1f}",
                 {None: "not judged", True: "yes", False: "**no**"}[line["within_2x"]],
-                f"{line['events_per_s_after_start']:,}", f"{line['peak_rss_mb']:.0f}", f"{line['rows_per_batch']:,}")
+                f"{line['events_per_s_after_start']:,}", f"{line[MEMORY]:.0f}",
+                "" if line["memory_times"] is None else f"{line['memory_times']:.1f}", f"{line['rows_per_batch']:,}")
         say(f"\n{AXES[name].note}")
     judged = [line for line in results if line["within_2x"] is not None]
     beyond = [f"{line['axis']} {line['value']} ({line['times']:.1f}×)" for line in judged if not line["within_2x"]]
     if judged:
         say(f"\nwithin {TIMES_MAX}×: {len(judged) - len(beyond)} of {len(judged)}; beyond: {', '.join(beyond) or 'none'}; "
             f"{len(results) - len(judged)} do other work and are not judged")
+        large = [f"{line['axis']} {line['value']} ({line['memory_times']:.1f}×)" for line in judged if line["memory_times"] > TIMES_MAX]
+        say(f"memory beyond {TIMES_MAX}× the least of its axis: {', '.join(large) or 'none'}")
 
 
 def history(figures):

@@ -47,7 +47,7 @@ def history(figures):
     trend("a week", list(figures["stands"]), list(figures["stands"].values()), figures["week_times"])
     say("\nMedians of three. Judged is the last column against the one before; in the new project windows do not close yet. `start_s`: from the "
         "start of the program until it is running, after a clean end; `restart_s`: after a kill within a batch, with lower limits, so that every "
-        "sink is asked for it. `rows_of_writers`: two for each start, which nothing removes. What a week adds to the tables that "
+        "sink is asked for it. What a week adds to the tables that "
         "the project itself fills in the database is not in it.")
     times = {**figures["late_times"], **{f"{name} with a week's files": value for name, value in figures["week_times"].items()}}
     grows = [f"{name} ({value}×)" for name, value in times.items() if value > TREND_MAX]

@@ -32,7 +32,7 @@ COMMENT ON TABLE poundlock.pipelines IS 'one row per pipeline that writes here; 
 CREATE TABLE IF NOT EXISTS poundlock.writers (
     uuid uuid, epoch bigint, part text, pid integer NOT NULL, backend_start timestamptz NOT NULL,
     PRIMARY KEY (uuid, epoch, part));
-COMMENT ON TABLE poundlock.writers IS 'the connections of each epoch, so that a takeover can end them';
+COMMENT ON TABLE poundlock.writers IS 'the newest connection of each part, so that a takeover can end it';
 CREATE TABLE IF NOT EXISTS poundlock.batches (
     uuid uuid, batch bigint, wave text, part text, epoch bigint NOT NULL, whole boolean NOT NULL,
     planned_at timestamptz NOT NULL, offsets jsonb NOT NULL, hashes jsonb NOT NULL, report jsonb NOT NULL,
@@ -180,10 +180,16 @@ async fn register(
                 "UPDATE poundlock.pipelines SET epoch = $2, name = $3, updated_at = now() WHERE uuid = $1";
             client.execute(RAISE, &[&identity.uuid, &epoch, &identity.name]).await?;
         }
+        // The row of the part's last connection, which has been ended or cannot write any more, is taken over: a start adds none, and no
+        // privilege to DELETE is needed.
         const WRITER: &str = "
+            WITH us AS (SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), reused AS (
+                UPDATE poundlock.writers w SET epoch = $2, pid = us.pid, backend_start = us.backend_start FROM us
+                WHERE w.uuid = $1 AND w.part = $3
+                  AND w.epoch = (SELECT max(epoch) FROM poundlock.writers WHERE uuid = $1 AND part = $3)
+                RETURNING 1)
             INSERT INTO poundlock.writers (uuid, epoch, part, pid, backend_start)
-            SELECT $1, $2, $3, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
-            ON CONFLICT (uuid, epoch, part) DO UPDATE SET pid = EXCLUDED.pid, backend_start = EXCLUDED.backend_start";
+            SELECT $1, $2, $3, pid, backend_start FROM us WHERE NOT EXISTS (SELECT FROM reused)";
         client.execute(WRITER, &[&identity.uuid, &epoch, &part]).await?;
         Ok(found)
     };

@@ -311,6 +311,8 @@ async fn a_process_that_slept_in_a_transaction_is_ended() {
     let error = old.write(&row(1)).await.unwrap_err();
     assert!(error.message().contains("fenced by epoch 2"), "{error}");
     assert_eq!(text(&client, "SELECT count(*) FROM plain").await, "0");
+    // A start takes the row of the one before: there are as many as parts, however many starts.
+    assert_eq!(text(&client, "SELECT string_agg(epoch::text, ' ') FROM poundlock.writers").await, "2");
 }
 
 #[tokio::test]

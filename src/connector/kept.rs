@@ -1,5 +1,5 @@
 //! A folder of the checkpoint, where a connector keeps what it would else have to ask again: schemas, and what was decided
-//! about records. What is put is durable when `put` returns.
+//! about records. What is put is durable when `put` returns. A file ends with the blake3 of what comes before.
 //!
 //! Calls block, and may be made from any thread but for long: files are small.
 
@@ -31,12 +31,15 @@ impl Kept {
     /// `key`: folders and a name; `None` if there is no such file.
     ///
     /// # Errors
-    /// The storage does not answer.
+    /// The storage does not answer (retryable); the file is not as it was put.
     pub fn get(&self, key: &[&str]) -> Result<Option<Bytes>> {
         let (store, path) = (Arc::clone(&self.store), self.path(key));
         background::wait(async move {
             match store.get(&path).await {
-                Ok(found) => found.bytes().await.map(Some).map_err(|error| failed("read", &path, error)),
+                Ok(found) => {
+                    let bytes = found.bytes().await.map_err(|error| failed("read", &path, error))?;
+                    checked(&bytes).map(Some).ok_or_else(|| damaged(&path))
+                }
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(failed("read", &path, error)),
             }
@@ -47,7 +50,8 @@ impl Kept {
     ///
     /// # Errors
     /// The storage does not take it.
-    pub fn put(&self, key: &[&str], bytes: Vec<u8>) -> Result<()> {
+    pub fn put(&self, key: &[&str], mut bytes: Vec<u8>) -> Result<()> {
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
         let (store, path) = (Arc::clone(&self.store), self.path(key));
         background::wait(async move {
             let put = store.put(&path, PutPayload::from(bytes)).await;
@@ -56,6 +60,39 @@ impl Kept {
     }
 }
 
+/// What was put, if it is whole.
+fn checked(bytes: &Bytes) -> Option<Bytes> {
+    let length = bytes.len().checked_sub(blake3::OUT_LEN)?;
+    (blake3::hash(&bytes[..length]).as_bytes() == &bytes[length..]).then(|| bytes.slice(..length))
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::external(format!("checkpoint file /{path} is damaged"))
+        .cause("its checksum is not that of its content")
+        .hint("restore the checkpoint from a backup")
+}
+
 fn failed(verb: &str, path: &Path, error: object_store::Error) -> Error {
     Error::external(format!("could not {verb} checkpoint file /{path}")).cause(error).retryable()
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_put_is_got_and_a_changed_byte_is_noticed() {
+        let store = Arc::new(InMemory::new());
+        let kept = Kept::new(Arc::clone(&store) as Arc<dyn ObjectStore>, Path::from("kept"));
+        assert_eq!(kept.get(&["a", "b"]).unwrap(), None);
+        kept.put(&["a", "b"], vec![1, 2, 3]).unwrap();
+        assert_eq!(kept.get(&["a", "b"]).unwrap().as_deref(), Some(&[1, 2, 3][..]));
+        for wrong in [vec![], vec![1, 2, 3], vec![0; 40]] {
+            store.put(&Path::from("kept/a/b"), PutPayload::from(wrong)).await.unwrap();
+            let error = kept.get(&["a", "b"]).unwrap_err();
+            assert!(error.to_string().contains("kept/a/b") && !error.is_retryable(), "{error}");
+        }
+    }
 }

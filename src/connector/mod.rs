@@ -42,6 +42,8 @@ pub mod kept;
 
 pub mod background;
 
+pub mod http;
+
 pub use kept::Kept;
 pub use options::{OptionDoc, OptionReader, redact};
 pub use registry::{bounded, check, is_keyed, is_read_by_batch, is_readable, raw_source, sinks, source};

@@ -29,7 +29,6 @@ pub fn session(mut config: SessionConfig, settings: &Settings, values: BatchValu
     // A bounded pool keeps too little for merging spilled runs by default: a small sort would fail early.
     let share = settings.memory / 64 / options.execution.target_partitions.max(1);
     options.execution.sort_spill_reservation_bytes = share.min(10 << 20);
-    options.execution.parquet.pushdown_filters = true;
     // To ask every row whether its key is among those of a join costs as much as the join: measured, a join of 7 M rows with
     // 1,000 takes 1.4 times as long with it.
     options.optimizer.enable_join_dynamic_filter_pushdown = false;

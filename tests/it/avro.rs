@@ -23,12 +23,12 @@ use crate::harness::{Program, create_topics, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this through `make test`"))
 }
 
 /// One request to the registry, by curl: not our own client.
-fn ask(method: &str, path: &str, body: &Value) -> Value {
+pub fn ask(method: &str, path: &str, body: &Value) -> Value {
     let url = format!("{}/{path}", variable("SCHEMA_REGISTRY_URL"));
     let kind = "Content-Type: application/vnd.schemaregistry.v1+json";
     let mut command = Command::new("curl");

@@ -2,8 +2,8 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka,
-//!                               Elasticsearch
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka
+//!                               (JSON and Avro), Elasticsearch
 //! ```
 //!
 //! Clauses for all subjects stand in the macro below, those for some beside the subject's name: a clause that says nothing
@@ -343,7 +343,13 @@ contract!(
     [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key],
     ignore = "needs PostgreSQL: make test"
 );
-contract!(kafka, Kafka, [an_older_start_writes_nothing_more], ignore = "needs Kafka: make test");
+contract!(kafka, Kafka<false>, [an_older_start_writes_nothing_more], ignore = "needs Kafka: make test");
+contract!(
+    kafka_avro,
+    Kafka<true>,
+    [an_older_start_writes_nothing_more],
+    ignore = "needs Kafka and a schema registry: make test"
+);
 contract!(
     elasticsearch,
     Elasticsearch,

@@ -25,6 +25,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::options::{Connection, Credentials};
+use crate::connector::http::causes;
 use crate::{Error, Result};
 
 /// Characters of an answer that is no JSON, a proxy's page say, that are repeated.
@@ -34,6 +35,9 @@ const PAGE_CHARS_MAX: usize = 200;
 /// says what was wrong with it.
 const CAUSES_MAX: usize = 3;
 const CAUSE_CHARS_MAX: usize = 200;
+
+/// Bytes of one answer. The longest wanted is that of a bulk request, with an error for each document.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// See the module's documentation.
 pub struct Client {
@@ -93,7 +97,7 @@ impl Client {
         }
         let built = builder.build();
         let transport =
-            built.map_err(|error| Error::internal("could not set up an HTTP client").cause(chain(&error)))?;
+            built.map_err(|error| Error::internal("could not set up an HTTP client").cause(causes(&error)))?;
         Ok(Self { transport, connection: connection.clone() })
     }
 
@@ -118,12 +122,14 @@ impl Client {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         let body = body.map(|body| body.bytes);
-        let sent = async {
-            let response = self.transport.send(method, path, headers, Some(query), body, None).await?;
-            let status = response.status_code().as_u16();
-            Ok(Answer { status, body: response.bytes().await? })
-        };
-        let answer = sent.await.map_err(|error: elasticsearch::Error| self.no_answer(&error, what))?;
+        let lost = |error: elasticsearch::Error| self.no_answer(&error, what);
+        let response = self.transport.send(method, path, headers, Some(query), body, None).await.map_err(lost)?;
+        if let Some(bytes) = response.content_length().filter(|bytes| *bytes > ANSWER_BYTES_MAX) {
+            let cause = format!("its answer has {bytes} bytes, more than {ANSWER_BYTES_MAX}");
+            return Err(Error::external(format!("could not {what} at {}", self.connection)).cause(cause));
+        }
+        let status = response.status_code().as_u16();
+        let answer = Answer { status, body: response.bytes().await.map_err(lost)? };
         match answer.status {
             200..=299 | 400 | 404 | 409 | 413 => Ok(answer),
             _ => Err(self.refused(&answer, what)),
@@ -131,7 +137,7 @@ impl Client {
     }
 
     fn no_answer(&self, error: &elasticsearch::Error, what: &str) -> Error {
-        let cause = chain(error);
+        let cause = causes(error);
         let message = format!("could not {what} at {}", self.connection);
         // Whatever is wrong with a certificate, trying again mends nothing.
         if cause.contains("certificate") {
@@ -240,19 +246,13 @@ impl Body {
     }
 }
 
-/// A name as a part of a path.
-pub fn path_part(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
-}
-
 /// The certificates to trust beside the well-known ones: those of the file, else those of the system.
 fn roots(file: Option<&Path>) -> Result<Option<Certificate>> {
     if let Some(file) = file {
         let unreadable =
             |cause: String| Error::user(format!("could not read the certificates in {}", file.display())).cause(cause);
         let pem = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
-        return Certificate::from_pem(&pem).map(Some).map_err(|error| unreadable(chain(&error)));
+        return Certificate::from_pem(&pem).map(Some).map_err(|error| unreadable(causes(&error)));
     }
     let mut roots: Option<Certificate> = None;
     for certificate in rustls_native_certs::load_native_certs().certs {
@@ -264,18 +264,4 @@ fn roots(file: Option<&Path>) -> Result<Option<Certificate>> {
         }
     }
     Ok(roots)
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

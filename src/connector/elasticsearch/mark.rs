@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{Answer, Body, Client, path_part};
+use super::client::{Answer, Body, Client};
 use crate::connector::Identity;
+use crate::connector::http::segment;
 use crate::{Error, Result};
 
 /// Where the marks are.
@@ -146,7 +147,7 @@ fn quarrel(client: &Client) -> Error {
 
 async fn read(client: &Client, name: &str) -> Result<Option<Mark>> {
     let what = format!("read the pipeline's mark in index {INDEX}");
-    let path = format!("/{INDEX}/_doc/{}", path_part(name));
+    let path = format!("/{INDEX}/_doc/{}", segment(name));
     // As of now, refreshed or not: a search would not see it yet.
     let answer = client.send(Method::Get, &path, &[("realtime", "true")], None, &what).await?;
     if answer.status == 404 {
@@ -182,7 +183,7 @@ fn mark(client: &Client, answer: &Answer, what: &str, document: impl Fn(&Value) 
 /// `None`: it is not any more as it was found.
 async fn write(client: &Client, name: &str, found: Option<&Mark>, next: Document) -> Result<Option<Mark>> {
     let what = format!("write the pipeline's mark in index {INDEX}");
-    let name = path_part(name);
+    let name = segment(name);
     let body = Some(Body::json(&json!(next)));
     let answer = match found {
         Some(found) => {

@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use elasticsearch::http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Body, Client, path_part};
+use super::client::{Body, Client};
 use super::options::Connection;
 use crate::connector::background::blocking;
+use crate::connector::http::segment;
 use crate::{Error, Result};
 
 /// Of one folder, and of one file; a template is written by hand.
@@ -39,7 +40,7 @@ impl Template {
 
     fn path(&self) -> String {
         let kind = if self.is_component() { "_component_template" } else { "_index_template" };
-        format!("/{kind}/{}", path_part(&self.name))
+        format!("/{kind}/{}", segment(&self.name))
     }
 
     fn hash(&self) -> &Value {
@@ -166,6 +167,6 @@ async fn put_mappings(client: &Client, template: &Template, mappings: &Value, wh
 
 /// Commas and stars keep their meaning.
 fn path_of_patterns(patterns: &str) -> String {
-    let part = |part: &str| part.split('*').map(path_part).collect::<Vec<_>>().join("*");
+    let part = |part: &str| part.split('*').map(segment).collect::<Vec<_>>().join("*");
     patterns.split(',').map(part).collect::<Vec<_>>().join(",")
 }

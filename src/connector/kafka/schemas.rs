@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::FieldRef;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::registry_urls;
@@ -242,12 +243,17 @@ impl Schemas {
     fn find(&self, id: u32) -> Result<Option<SchemaText>> {
         let (registry, name) = (self.avro.registry_key(), format!("{id}"));
         let key = ["schemas", registry.as_str(), name.as_str()];
-        if let Some(bytes) = self.kept.as_ref().map(|kept| kept.get(&key)).transpose()?.flatten() {
-            match serde_json::from_slice(&bytes) {
-                Ok(text) => return Ok(Some(text)),
-                Err(error) => {
-                    tracing::warn!(topic = self.topic, id, "a kept schema is damaged, it is asked for: {error}")
-                }
+        if let Some(kept) = &self.kept {
+            let text = |bytes: Bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string());
+            match kept.get(&key) {
+                Err(error) if error.is_retryable() => return Err(error),
+                found => match found.map_err(|error| error.line()).and_then(|bytes| bytes.map(text).transpose()) {
+                    Ok(Some(text)) => return Ok(Some(text)),
+                    Ok(None) => {}
+                    Err(why) => {
+                        tracing::warn!(topic = self.topic, id, "a kept schema is damaged, it is asked for again: {why}")
+                    }
+                },
             }
         }
         let Some(text) = self.registry.schema(id)? else { return Ok(None) };

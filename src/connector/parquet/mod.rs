@@ -32,7 +32,10 @@ pub use sink::ParquetSink;
 
 /// Of `STORED AS PARQUET`.
 pub const OPTIONS: &[OptionDoc] = &[
-    ("compression", "`zstd` (default, level 1), `lz4`, `snappy` or `none`; whole numbers and times are packed, not compressed"),
+    (
+        "compression",
+        "`zstd` (default, level 1), `lz4`, `snappy` or `none`; whole numbers and times are packed, not compressed",
+    ),
     ("max_rows_per_row_group", "default 1,048,576"),
 ];
 

@@ -412,6 +412,27 @@ fn declarations_that_cannot_work() {
     assert!(error.message().contains("share a folder"), "{error}");
 }
 
+/// What a scan leaves to the plan shows as a filter above it.
+#[tokio::test]
+async fn a_filter_is_asked_while_reading_where_that_may_save_something() {
+    let (_folder, location) = folder();
+    let definition = Arc::new(definition(&location, &[]));
+    let mut sink = opened(&definition).await;
+    let of = [(Some(0), 1, Some("eu")), (Some(0), 2, Some("us"))];
+    write(&mut sink, 1, vec![insert(&definition, 0, vec![rows(&of)])]).await.unwrap();
+    for (filter, found, is_asked) in [
+        ("max(id) FROM events WHERE region = 'us'", "2", false),
+        ("count(*) FROM events WHERE region = 'us'", "1", false),
+        ("count(name) FROM events WHERE region = 'us'", "1", true),
+        ("max(id) FROM events WHERE id < 2", "1", true),
+        ("max(id) FROM events WHERE id < 2 AND region = 'eu'", "1", true),
+    ] {
+        assert_eq!(value(&definition, committed(1), &format!("SELECT {filter}")).await.unwrap(), found, "{filter}");
+        let plan = query(&definition, committed(1), &format!("EXPLAIN SELECT {filter}")).await.unwrap();
+        assert_eq!(!plan.contains("FilterExec"), is_asked, "{plan}");
+    }
+}
+
 #[tokio::test]
 async fn every_compression_is_read_back() {
     for compression in ["zstd", "lz4", "snappy", "none"] {

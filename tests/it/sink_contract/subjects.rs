@@ -1,9 +1,9 @@
 //! The systems that the suite runs on, each with a reader that is not the engine's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::rig::{Keyed, Newest, Row, Subject, Tables};
+use crate::avro::{ask, variable};
 use crate::harness::{psql, wait_for};
 
 mod elasticsearch;
@@ -327,7 +328,8 @@ impl Drop for Postgres {
     }
 }
 
-pub struct Kafka {
+/// Values as JSON or, with a schema that each sink registers, as Avro.
+pub struct Kafka<const AVRO: bool> {
     brokers: String,
     tables: Tables,
     /// Asked for the ends of all messages, and of committed ones.
@@ -337,16 +339,19 @@ pub struct Kafka {
 
 const KAFKA_PARTITIONS: i32 = 2;
 
-impl Subject for Kafka {
+impl<const AVRO: bool> Subject for Kafka<AVRO> {
     const FENCES: bool = true;
     // A wave without rows leaves no marker, so it cannot tell whether a batch is whole.
     const NEWEST: Newest = Newest::Begun;
 
     fn fresh() -> Self {
-        let brokers = std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS: run this through `make test`");
+        let brokers = variable("KAFKA_BROKERS");
         let prefix = format!("contract-{}", Uuid::new_v4());
+        let registry = if AVRO { variable("SCHEMA_REGISTRY_URL") } else { String::new() };
+        let format = [("format", "avro"), ("schema.registry.url", registry.as_str())];
+        let format: &[(&str, &str)] = if AVRO { &format } else { &[] };
         let make = |name: &str, options: &[(&str, &str)]| {
-            let options = [&[("brokers", brokers.as_str()), ("key", "id")], options].concat();
+            let options = [&[("brokers", brokers.as_str()), ("key", "id")], format, options].concat();
             table(name, "KAFKA", &format!("{prefix}-{name}"), &options)
         };
         let tables = tables(make, false);
@@ -402,6 +407,7 @@ impl Subject for Kafka {
             assert!(began.elapsed() < Duration::from_secs(60), "{} has an end", table.location);
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
+                Some(Ok(message)) if AVRO => rows.push(row_of_avro(message.payload().unwrap())),
                 Some(Ok(message)) => rows.push(row_of(std::str::from_utf8(message.payload().unwrap()).unwrap())),
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(at_end.insert(partition)),
                 Some(Err(error)) => panic!("{}: {error}", table.location),
@@ -413,6 +419,34 @@ impl Subject for Kafka {
     fn impossible(&self) -> Vec<(Row, &'static str)> {
         vec![((-1, Some("x".repeat(4_000)), "p".into()), "bytes, topic")]
     }
+}
+
+/// By apache-avro, with the schema that the registry has under the record's id.
+fn row_of_avro(payload: &[u8]) -> Row {
+    use apache_avro::types::Value as Avro;
+
+    static SCHEMAS: Mutex<BTreeMap<u32, Arc<apache_avro::Schema>>> = Mutex::new(BTreeMap::new());
+
+    assert_eq!(payload[0], 0);
+    let id = u32::from_be_bytes(payload[1..5].try_into().unwrap());
+    let ask = || {
+        let answer = ask("GET", &format!("schemas/ids/{id}"), &Value::Null);
+        Arc::new(apache_avro::Schema::parse_str(answer["schema"].as_str().unwrap()).unwrap())
+    };
+    let schema = Arc::clone(SCHEMAS.lock().unwrap().entry(id).or_insert_with(ask));
+    let value = apache_avro::from_avro_datum(&schema, &mut &payload[5..], None).unwrap();
+    let Avro::Record(fields) = value else { panic!("{value:?}") };
+    let inner = |name: &str| match &fields.iter().find(|(field, _)| field == name).unwrap().1 {
+        Avro::Union(_, inner) => (**inner).clone(),
+        other => other.clone(),
+    };
+    let text = |name: &str| match inner(name) {
+        Avro::String(text) => Some(text),
+        Avro::Null => None,
+        other => panic!("{name}: {other:?}"),
+    };
+    let Avro::Long(id) = inner("id") else { panic!("{fields:?}") };
+    (id, text("v"), text("part").unwrap())
 }
 
 fn consumer(brokers: &str, isolation: &str) -> BaseConsumer {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use percent_encoding::percent_decode_str;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -75,7 +76,9 @@ impl Address {
             match parameter.split_once('=') {
                 Some(("sslmode", value)) => mode = value,
                 Some(("sslrootcert", "system")) => {}
-                Some(("sslrootcert", value)) => roots = Some(PathBuf::from(percent_decoded(value))),
+                Some(("sslrootcert", value)) => {
+                    roots = Some(PathBuf::from(percent_decode_str(value).decode_utf8_lossy().as_ref()))
+                }
                 _ => rest.push(parameter),
             }
         }
@@ -120,19 +123,6 @@ impl Address {
         let database = self.config.get_dbname().or(self.config.get_user()).unwrap_or_default();
         format!("{}-{port}-{database}", hosts.join("-"))
     }
-}
-
-fn percent_decoded(text: &str) -> String {
-    let (mut bytes, mut rest) = (vec![], text.as_bytes());
-    while let [first, tail @ ..] = rest {
-        let code =
-            tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
-        match code {
-            Some(code) if *first == b'%' => (bytes.push(code), rest = &tail[2..]).1,
-            _ => (bytes.push(*first), rest = tail).1,
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Connects, and runs the connection in a task that ends when the client is dropped.

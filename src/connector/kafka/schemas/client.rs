@@ -2,7 +2,7 @@
 //!
 //! Each call is one attempt at each address in turn; who calls decides whether to try again ([`Error::is_retryable`]).
 //! Bodies have a limit, requests a time-out. No proxy of the environment is used: the brokers are not reached by one either.
-//! Credentials are in no error: addresses are printed through [`redact`].
+//! Credentials are in no error: addresses are printed through [`redact`], and taken out of reqwest's own errors.
 //!
 //! Source: Confluent, "Schema Registry API Reference"; the same API of Apicurio ("ccompat") and Karapace.
 
@@ -14,6 +14,7 @@ use reqwest::{Certificate, Client, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::connector::http::{causes, segment};
 use crate::connector::{background, redact};
 use crate::{Error, Result};
 
@@ -147,7 +148,7 @@ impl Registry {
     /// # Errors
     /// The schema is not compatible with those of the subject (user); see [`Registry::schema`].
     pub fn register(&self, subject: &str, schema: &str) -> Result<u32> {
-        self.id_of(&format!("subjects/{}/versions", escaped(subject)), subject, schema)
+        self.id_of(&format!("subjects/{}/versions", segment(subject)), subject, schema)
     }
 
     /// The id of this schema under a subject, where it must be registered already. Blocks.
@@ -155,7 +156,7 @@ impl Registry {
     /// # Errors
     /// It is not registered (user); see [`Registry::schema`].
     pub fn find(&self, subject: &str, schema: &str) -> Result<u32> {
-        self.id_of(&format!("subjects/{}", escaped(subject)), subject, schema)
+        self.id_of(&format!("subjects/{}", segment(subject)), subject, schema)
     }
 
     fn id_of(&self, path: &str, subject: &str, schema: &str) -> Result<u32> {
@@ -185,7 +186,7 @@ impl Registry {
             if at > REFERENCES_MAX {
                 return Err(self.strange(&format!("a schema with more than {REFERENCES_MAX} references")));
             }
-            let path = format!("subjects/{}/versions/{version}", escaped(&subject));
+            let path = format!("subjects/{}/versions/{version}", segment(&subject));
             let Answer::Found(other) = self.ask(Method::GET, &path, None).await? else {
                 return Err(self.strange(&format!("a reference to version {version} of {subject:?}, which is missing")));
             };
@@ -226,7 +227,7 @@ impl Registry {
         if let Some(body) = body {
             request = request.header("content-type", CONTENT_TYPE).body(body.to_string());
         }
-        let response = request.send().await.map_err(|error| match causes(error) {
+        let response = request.send().await.map_err(|error| match causes(&error.without_url()) {
             cause if cause.contains("certificate") => Error::user("the schema registry's certificate is not trusted")
                 .at(address.clone())
                 .cause(cause)
@@ -279,21 +280,9 @@ impl Registry {
     }
 }
 
-/// A reqwest error and what is behind it, without the address, which may hold a password.
-fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     let mut bytes = vec![];
-    while let Some(chunk) = response.chunk().await.map_err(causes)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| causes(&error.without_url()))? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > BODY_BYTES_MAX {
             return Err(format!("its answer has more than {BODY_BYTES_MAX} bytes"));
@@ -314,13 +303,6 @@ fn references(found: &Value) -> Vec<(String, u32)> {
 
 fn number(value: &Value, key: &str) -> Option<u32> {
     value.get(key)?.as_u64()?.try_into().ok()
-}
-
-/// As a segment of a path: RFC 3986, all but unreserved characters in percent.
-fn escaped(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    text.bytes().map(one).collect()
 }
 
 #[cfg(test)]

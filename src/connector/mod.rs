@@ -32,6 +32,8 @@ pub mod database;
 
 pub mod parquet;
 
+pub mod delta;
+
 pub mod elasticsearch;
 
 pub mod file;
@@ -59,7 +61,7 @@ pub struct TableDefinition {
     /// Column names of `PRIMARY KEY (…)`; empty where none is declared.
     pub primary_key: Vec<String>,
     pub unbounded: bool,
-    /// Upper case: KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV, JSON.
+    /// Upper case: KAFKA, DATABASE, PARQUET, DELTA, ELASTICSEARCH, CSV, JSON.
     pub stored_as: String,
     /// May hold a secret (a password in a URL): print it only through [`redact`].
     pub location: String,

@@ -7,11 +7,15 @@ use datafusion::catalog::Session;
 use uuid::Uuid;
 
 use super::database::{self, DatabaseTable, OnConflict};
+use super::delta::{self, DeltaSink};
 use super::elasticsearch::{ElasticsearchSink, ElasticsearchTable, OpType};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
 use super::parquet::{self, ParquetSink, Visible};
 use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
 use crate::{Error, Part, Result};
+
+/// Kinds of tables that take rows.
+const WRITTEN: &[&str] = &["DATABASE", "KAFKA", "PARQUET", "DELTA", "ELASTICSEARCH"];
 
 /// Checks a table's location and options without connecting to anything.
 ///
@@ -23,6 +27,7 @@ pub fn check(table: &Arc<TableDefinition>) -> Result<()> {
         "KAFKA" => KafkaTable::try_new(Arc::clone(table)).map(drop),
         "DATABASE" => DatabaseTable::new(Arc::clone(table)).map(drop),
         "PARQUET" => ParquetSink::for_tables(std::slice::from_ref(table)).map(drop),
+        "DELTA" => DeltaSink::for_tables(std::slice::from_ref(table)).map(drop),
         "ELASTICSEARCH" => ElasticsearchTable::try_new(Arc::clone(table)).map(drop),
         _ => file::check(table),
     }
@@ -62,16 +67,17 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
     let boxed = |sink| Box::new(sink) as Box<dyn Sink>;
     sinks.extend(KafkaSink::for_tables(of("KAFKA"))?.into_iter().map(boxed));
     sinks.extend(ParquetSink::for_tables(&of("PARQUET"))?.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
+    sinks.extend(DeltaSink::for_tables(&of("DELTA"))?.map(|sink| Box::new(sink) as Box<dyn Sink>));
     let of_elasticsearch = ElasticsearchSink::for_tables(of("ELASTICSEARCH"))?;
     sinks.extend(of_elasticsearch.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
-    match tables.iter().find(|t| !["DATABASE", "KAFKA", "PARQUET", "ELASTICSEARCH"].contains(&t.stored_as.as_str())) {
+    match tables.iter().find(|t| !WRITTEN.contains(&t.stored_as.as_str())) {
         Some(table) => {
             let error =
                 Error::user(format!("table {} is STORED AS {}, which is only read", table.name, table.stored_as));
             Err(error
                 .at(table.place.clone())
                 .about(Part::StoredAs)
-                .hint("write to PARQUET, DATABASE, KAFKA or ELASTICSEARCH"))
+                .hint("write to PARQUET, DELTA, DATABASE, KAFKA or ELASTICSEARCH"))
         }
         None => Ok(sinks),
     }
@@ -124,6 +130,7 @@ pub async fn bounded(
             };
             parquet::provider(table, visible, session).await
         }
+        "DELTA" => delta::provider(table, session).await,
         _ => file::provider(table, session).await,
     }
 }

@@ -96,7 +96,7 @@ struct Keyword {
 
 fn missing_clause(error: &str) -> Option<&'static str> {
     if error.contains("Missing STORED AS clause") {
-        Some("add STORED AS KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV or JSON")
+        Some("add STORED AS KAFKA, DATABASE, PARQUET, DELTA, ELASTICSEARCH, CSV or JSON")
     } else if error.contains("Missing LOCATION clause") {
         Some("add LOCATION '…': the topic, the address of the database, the file or folder")
     } else {
@@ -271,7 +271,7 @@ mod tests {
             ("SET a.b = 1 CREATE VIEW v AS SELECT a FROM t", "is a ; missing before CREATE?"),
             (
                 "CREATE EXTERNAL TABLE t (a INT) LOCATION 'x'",
-                "add STORED AS KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV or JSON",
+                "add STORED AS KAFKA, DATABASE, PARQUET, DELTA, ELASTICSEARCH, CSV or JSON",
             ),
         ] {
             assert_eq!(hint(sql), expected, "{sql}");

@@ -22,7 +22,7 @@ use super::words::{place_of, place_of_quoted};
 use crate::connector::TableDefinition;
 use crate::{Error, Part, Result};
 
-const STORED_AS: &[&str] = &["KAFKA", "DATABASE", "PARQUET", "ELASTICSEARCH", "CSV", "JSON"];
+const STORED_AS: &[&str] = &["KAFKA", "DATABASE", "PARQUET", "DELTA", "ELASTICSEARCH", "CSV", "JSON"];
 const COLUMNS_MAX: usize = 1_000;
 
 /// A declaration that parses; its types and options are looked at by [`define`].

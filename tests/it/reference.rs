@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, CommandFactory};
 use poundlock::cli::Cli;
 use poundlock::connector::kafka::options::MetadataColumn;
 use poundlock::connector::options::ENGINE_OPTIONS;
-use poundlock::connector::{OptionDoc, database, elasticsearch, file, kafka, parquet};
+use poundlock::connector::{OptionDoc, database, delta, elasticsearch, file, kafka, parquet};
 use poundlock::sql::settings;
 
 fn root(path: &str) -> PathBuf {
@@ -31,6 +31,7 @@ fn generated_sections_are_those_of_the_code() {
         ("options of KAFKA", options(kafka::options::OPTIONS)),
         ("options of DATABASE", options(database::OPTIONS)),
         ("options of PARQUET", options(parquet::OPTIONS)),
+        ("options of DELTA", options(delta::OPTIONS)),
         ("options of ELASTICSEARCH", options(elasticsearch::OPTIONS)),
         ("options of CSV", options(file::CSV_OPTIONS)),
         ("settings", settings_table()),

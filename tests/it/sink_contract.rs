@@ -2,7 +2,7 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, Delta, PostgreSQL, Kafka
 //!                               (JSON and Avro), Elasticsearch
 //! ```
 //!
@@ -337,6 +337,7 @@ contract!(memory, Memory<true>, [an_older_start_writes_nothing_more]);
 contract!(memory_without_transactions, Memory<false>, [an_older_start_writes_nothing_more]);
 contract!(sqlite, Sqlite, [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key]);
 contract!(parquet, Parquet, [an_older_start_writes_the_same_files]);
+contract!(delta, Delta, [an_older_start_writes_nothing_more]);
 contract!(
     postgres,
     Postgres,

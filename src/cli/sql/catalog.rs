@@ -9,8 +9,8 @@
 //! those who query it, and a shell over a thousand files starts at once. For the same reason a statement of the files
 //! that is wrong (a `${NAME}` that is not set, say) is left out and told, and the others can be used.
 //!
-//! Of a Parquet table that the pipeline writes only files of committed batches count, as of the beginning of the query:
-//! all scans of one query see one state.
+//! Of a Parquet table that the pipeline writes only files of committed batches count, as of the beginning of the query; of a
+//! Delta table, those of the newest entry of its log. All scans of one query see one state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -116,7 +116,8 @@ impl Builder<'_> {
                 let definition = Arc::new(define(self.files, table)?);
                 let dead_letters = definition.is_dead_letters();
                 let written = dead_letters || self.written.contains(&definition.name);
-                let pipeline = written.then(|| Arc::clone(self.pipeline));
+                let of_a_moment = written || definition.stored_as == "DELTA";
+                let pipeline = of_a_moment.then(|| Arc::clone(self.pipeline));
                 let location = place_of(self.files, &statement.place, &Part::Location);
                 let location = location.and_then(|place| self.files.at(&place)).unwrap_or_default().to_string();
                 let declared = DeclaredTable { definition, pipeline, location };
@@ -215,12 +216,14 @@ impl Pipeline {
         if let Some(table) = moment.tables.get(&definition.name) {
             return Ok(Arc::clone(table));
         }
+        // The log of a Delta table says by itself what counts.
         let committed = match moment.committed {
-            Some(committed) => committed,
-            None => self.committed().await?,
+            _ if definition.stored_as == "DELTA" => None,
+            None => Some(self.committed().await?),
+            committed => committed,
         };
-        moment.committed = Some(committed);
-        let table = connector::bounded(definition, session, Some(committed)).await?;
+        moment.committed = committed.or(moment.committed);
+        let table = connector::bounded(definition, session, committed).await?;
         moment.tables.insert(definition.name.clone(), Arc::clone(&table));
         Ok(table)
     }
@@ -230,7 +233,7 @@ impl Pipeline {
 #[derive(Debug)]
 struct DeclaredTable {
     definition: Arc<TableDefinition>,
-    /// Who writes it, if it is written.
+    /// Who writes it, if it is written; of a Delta table, who keeps the version that a query sees.
     pipeline: Option<Arc<Pipeline>>,
     /// Its LOCATION as the user wrote it, references unresolved.
     location: String,
@@ -244,6 +247,7 @@ impl DeclaredTable {
             return Err(error.at(definition.place.clone()));
         }
         match &self.pipeline {
+            Some(pipeline) if definition.stored_as == "DELTA" => pipeline.table(definition, session).await,
             Some(pipeline) if definition.stored_as == "PARQUET" => {
                 if let Some(folder) = missing_folder(definition) {
                     tracing::warn!(

@@ -7,16 +7,16 @@ use std::borrow::Cow;
 use uuid::Uuid;
 
 /// NULL, in a folder's name.
-pub(super) const NULL_VALUE: &str = "__HIVE_DEFAULT_PARTITION__";
+pub(in crate::connector) const NULL_VALUE: &str = "__HIVE_DEFAULT_PARTITION__";
 
 /// The longest name of a folder that file systems take, in bytes.
-pub(super) const NAME_LENGTH: usize = 255;
+pub(in crate::connector) const NAME_LENGTH: usize = 255;
 
 const UUID_LENGTH: usize = 36;
 
 /// `<uuid>-<batch, 20 digits>-<sequence, 6 digits or more>.parquet`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileName {
+pub(in crate::connector) struct FileName {
     pub pipeline: Uuid,
     pub batch: u64,
     pub sequence: usize,
@@ -39,12 +39,12 @@ impl FileName {
 }
 
 /// `column=value`, safe as one folder's name whatever the value.
-pub(super) fn folder(column: &str, value: Option<&str>) -> String {
+pub(in crate::connector) fn folder(column: &str, value: Option<&str>) -> String {
     format!("{}={}", escape(column), value.map_or(Cow::Borrowed(NULL_VALUE), escape))
 }
 
 /// The column and its value, `None` for NULL.
-pub(super) fn parse_folder(folder: &str) -> Option<(String, Option<String>)> {
+pub(in crate::connector) fn parse_folder(folder: &str) -> Option<(String, Option<String>)> {
     let (column, value) = folder.split_once('=')?;
     let value = if value == NULL_VALUE { None } else { Some(unescape(value)) };
     Some((unescape(column), value))

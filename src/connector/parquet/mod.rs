@@ -12,10 +12,10 @@
 //! Strings are plain Parquet strings, timestamps µs with or without UTC adjustment; no Arrow schema is stored in the
 //! file, so that it reads the same everywhere. Partition columns are in the path only, as Hive, Spark and DuckDB do it.
 
-mod layout;
-mod partition;
-mod reader;
-mod sink;
+pub(super) mod layout;
+pub(super) mod partition;
+pub(super) mod reader;
+pub(super) mod sink;
 
 use std::sync::Arc;
 
@@ -39,25 +39,16 @@ pub const OPTIONS: &[OptionDoc] = &[
     ("max_rows_per_row_group", "default 1,048,576"),
 ];
 
-/// Rows of a row group are in memory while they are encoded; readers prune and parallelise by row group.
-const ROWS_PER_ROW_GROUP: u64 = 1_048_576;
-
-/// A table as declared, checked, with its options read.
-#[derive(Debug, Clone)]
-struct Table {
-    definition: Arc<TableDefinition>,
-    location: Location,
-    /// Positions in the declared schema of the partition columns, in their order.
-    partition_columns: Vec<usize>,
-    /// Positions in the declared schema of all other columns: what is in the files.
-    file_columns: Vec<usize>,
-    compression: Compression,
-    rows_per_row_group: usize,
+/// How files are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileFormat {
+    pub compression: Compression,
+    pub rows_per_row_group: usize,
 }
 
-impl Table {
-    fn new(definition: &Arc<TableDefinition>) -> Result<Self> {
-        let mut options = OptionReader::new(definition, OPTIONS);
+impl FileFormat {
+    /// From the options of any table whose files are Parquet.
+    pub fn read(options: &mut OptionReader) -> Result<Self> {
         let compression = match options.word("compression", &["zstd", "lz4", "snappy", "none"], "zstd")? {
             "lz4" => Compression::LZ4_RAW,
             "snappy" => Compression::SNAPPY,
@@ -66,21 +57,50 @@ impl Table {
             _ => Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()),
         };
         let rows = options.number("max_rows_per_row_group", ROWS_PER_ROW_GROUP)?;
-        let rows_per_row_group = match usize::try_from(rows) {
-            Ok(rows) if rows > 0 => rows,
+        match usize::try_from(rows) {
+            Ok(rows_per_row_group) if rows > 0 => Ok(Self { compression, rows_per_row_group }),
             _ => {
-                return Err(options
-                    .error("max_rows_per_row_group", "is not a usable number of rows")
-                    .hint("for example '100_000'"));
+                let error = options.error("max_rows_per_row_group", "is not a usable number of rows");
+                Err(error.hint("for example '100_000'"))
             }
-        };
-        options.finish()?;
+        }
+    }
+}
 
+/// Rows of a row group are in memory while they are encoded; readers prune and parallelise by row group.
+const ROWS_PER_ROW_GROUP: u64 = 1_048_576;
+
+/// A table as declared, checked, with its options read.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub definition: Arc<TableDefinition>,
+    pub location: Location,
+    /// Positions in the declared schema of the partition columns, in their order.
+    pub partition_columns: Vec<usize>,
+    /// Positions in the declared schema of all other columns: what is in the files.
+    pub file_columns: Vec<usize>,
+    pub format: FileFormat,
+}
+
+impl Table {
+    fn new(definition: &Arc<TableDefinition>) -> Result<Self> {
+        let mut options = OptionReader::new(definition, OPTIONS);
+        let format = FileFormat::read(&mut options)?;
+        options.finish()?;
+        Self::with_format(definition, format)
+    }
+
+    /// Of any table that lies in a folder of Parquet files, in Hive's layout.
+    pub fn with_format(definition: &Arc<TableDefinition>, format: FileFormat) -> Result<Self> {
         let wrong = |what: String| Error::user(what).at(definition.place.clone());
         if definition.unbounded {
             return Err(wrong(format!(
-                "table {} is UNBOUNDED, but Parquet tables are read to their end",
-                definition.name
+                "table {} is UNBOUNDED, but {} tables are read to their end",
+                definition.name,
+                match definition.stored_as.as_str() {
+                    "DELTA" => "Delta",
+                    _ => "Parquet",
+                }
             ))
             .hint("write CREATE EXTERNAL TABLE"));
         }
@@ -106,14 +126,7 @@ impl Table {
         }
         let location =
             Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()).about(Part::Location))?;
-        let table = Self {
-            definition: Arc::clone(definition),
-            location,
-            partition_columns,
-            file_columns,
-            compression,
-            rows_per_row_group,
-        };
+        let table = Self { definition: Arc::clone(definition), location, partition_columns, file_columns, format };
         table
             .check_types()
             .map_err(|e| wrong(format!("table {} has a column that Parquet cannot hold", definition.name)).cause(e))?;
@@ -125,17 +138,17 @@ impl Table {
         let schema = nullable(&self.file_schema());
         let columns = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
         let row = RecordBatch::try_new(schema, columns)?;
-        sink::encode(self, &[row])?;
+        sink::encode(self.format, &[row])?;
         Ok(())
     }
 
     /// What is in the files: no partition columns.
-    fn file_schema(&self) -> SchemaRef {
+    pub fn file_schema(&self) -> SchemaRef {
         let fields = self.file_columns.iter().map(|i| Arc::clone(&self.definition.schema.fields()[*i]));
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
     }
 
-    fn partition_fields(&self) -> Vec<Arc<Field>> {
+    pub fn partition_fields(&self) -> Vec<Arc<Field>> {
         self.partition_columns.iter().map(|i| Arc::clone(&self.definition.schema.fields()[*i])).collect()
     }
 
@@ -143,9 +156,24 @@ impl Table {
         self.definition.schema.field(index).data_type()
     }
 
-    fn failed(&self, what: &str) -> Error {
+    pub fn shares_folder(&self, other: &Self) -> bool {
+        let (a, b) = (&other.location, &self.location);
+        other.definition.name != self.definition.name
+            && a.url == b.url
+            && (a.path.prefix_matches(&b.path) || b.path.prefix_matches(&a.path))
+    }
+
+    pub fn shared_with(&self, other: &Self) -> Error {
+        let (one, two) = (&other.definition.name, &self.definition.name);
+        Error::user(format!("tables {one} and {two} share a folder"))
+            .at(self.definition.place.clone())
+            .hint("every file below a table's LOCATION is the table's: give each a folder of its own")
+    }
+
+    pub fn failed(&self, what: &str) -> Error {
         let address = redact(&self.definition.location);
-        Error::external(format!("could not {what} Parquet table {}", self.definition.name)).at(address)
+        let kind = if self.definition.stored_as == "DELTA" { "Delta" } else { "Parquet" };
+        Error::external(format!("could not {what} {kind} table {}", self.definition.name)).at(address)
     }
 }
 

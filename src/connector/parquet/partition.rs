@@ -13,19 +13,21 @@ use crate::connector::{InsertRows, Refusal};
 use crate::{Error, Result};
 
 /// More partitions in one batch make as many files, each with its fsync: a sign of a column with too many values.
-pub(super) const PARTITIONS_PER_INSERT: usize = 1_000;
+pub(in crate::connector) const PARTITIONS_PER_INSERT: usize = 1_000;
 
 /// The rows of one file.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(in crate::connector) struct Part {
     /// `column=value/column=value`, empty where the table is not partitioned.
     pub folder: String,
+    /// Of the partition columns, as text.
+    pub values: Vec<Option<String>>,
     /// Without the partition columns; not empty, nor is one of them.
     pub rows: Vec<RecordBatch>,
 }
 
 /// Types whose values have one text each.
-pub(super) fn can_partition(data_type: &DataType) -> bool {
+pub(in crate::connector) fn can_partition(data_type: &DataType) -> bool {
     use DataType::{Boolean, Date32, Decimal128, LargeUtf8, Timestamp, Utf8, Utf8View};
     data_type.is_integer()
         || matches!(data_type, Boolean | Date32 | Decimal128(..) | Timestamp(..) | Utf8 | LargeUtf8 | Utf8View)
@@ -36,12 +38,12 @@ pub(super) fn can_partition(data_type: &DataType) -> bool {
 ///
 /// # Errors
 /// Too many partitions.
-pub(super) fn split(table: &Table, insert: &InsertRows) -> Result<(Vec<Part>, Vec<Refusal>)> {
+pub(in crate::connector) fn split(table: &Table, insert: &InsertRows) -> Result<(Vec<Part>, Vec<Refusal>)> {
     if table.partition_columns.is_empty() {
         let rows: Vec<_> = insert.rows.iter().filter(|rows| rows.num_rows() > 0).cloned().collect();
         let parts = match rows.is_empty() {
             true => vec![],
-            false => vec![Part { folder: String::new(), rows: file_rows(table, &rows)? }],
+            false => vec![Part { folder: String::new(), values: vec![], rows: file_rows(table, &rows)? }],
         };
         return Ok((parts, vec![]));
     }
@@ -90,7 +92,7 @@ pub(super) fn split(table: &Table, insert: &InsertRows) -> Result<(Vec<Part>, Ve
                     }
                 });
                 let rows = rows.collect::<Result<Vec<_>, _>>()?;
-                parts.push(Part { folder, rows: file_rows(table, &rows)? });
+                parts.push(Part { folder, values: group.values, rows: file_rows(table, &rows)? });
             }
             Err(error) => {
                 let refused =
@@ -106,6 +108,8 @@ pub(super) fn split(table: &Table, insert: &InsertRows) -> Result<(Vec<Part>, Ve
 struct Group {
     /// Or why there can be none.
     folder: Result<String, String>,
+    /// Text of each partition column.
+    values: Vec<Option<String>>,
     batches: Vec<(usize, Vec<u32>)>,
     /// Positions among all rows; only of a group that is refused.
     rows: Vec<usize>,
@@ -113,7 +117,7 @@ struct Group {
 
 impl Group {
     fn new(table: &Table, columns: &[ArrayRef], row: usize) -> Result<Self> {
-        let mut path = vec![];
+        let (mut path, mut values) = (vec![], vec![]);
         for (column, index) in columns.iter().zip(&table.partition_columns) {
             let name = table.definition.schema.field(*index).name();
             let value = match column.is_null(row) {
@@ -132,11 +136,12 @@ impl Group {
             };
             if let Some(why) = refused {
                 let error = format!("the value of partition column {name:?} is {why}, which cannot name a folder");
-                return Ok(Self { folder: Err(error), batches: vec![], rows: vec![] });
+                return Ok(Self { folder: Err(error), values: vec![], batches: vec![], rows: vec![] });
             }
             path.push(folder);
+            values.push(value);
         }
-        Ok(Self { folder: Ok(path.join("/")), batches: vec![], rows: vec![] })
+        Ok(Self { folder: Ok(path.join("/")), values, batches: vec![], rows: vec![] })
     }
 }
 

@@ -17,6 +17,7 @@ use arrow::compute::can_cast_types;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::pruning::PrunableStatistics;
 use datafusion::common::stats::Precision;
 use datafusion::common::{
     ColumnStatistics, DFSchema, DataFusionError, ScalarValue, Statistics, TableReference, project_schema,
@@ -31,6 +32,7 @@ use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::cache::cache_manager::{CachedFileMetadata, SchemaFingerprint, TableScopedPath};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_optimizer::pruning::PruningPredicate;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::{StreamExt, TryStreamExt};
@@ -71,10 +73,11 @@ pub async fn provider(
     let mut files = vec![];
     for object in list(&table, visible).await? {
         let values = partition_values(&table, &object)?;
-        files.push(PartitionedFile::new_from_meta(object).with_partition_values(values));
+        let file = PartitionedFile::new_from_meta(object).with_partition_values(values);
+        files.push(TableFile { file, bounds: None });
     }
     // The same order on every machine, oldest batch first.
-    files.sort_by(|a, b| a.object_meta.location.cmp(&b.object_meta.location));
+    files.sort_by(|a, b| a.file.object_meta.location.cmp(&b.file.object_meta.location));
     Ok(Arc::new(ParquetTable::new(table, files)))
 }
 
@@ -151,6 +154,16 @@ fn partition_values(table: &Table, object: &ObjectMeta) -> Result<Vec<ScalarValu
     Ok(values)
 }
 
+/// A file of a table.
+#[derive(Debug, Clone)]
+pub(in crate::connector) struct TableFile {
+    /// With its partition values; its statistics, if there are none, are in its footer.
+    pub file: PartitionedFile,
+    /// What a log tells of its values, by column of [`ParquetTable::scanned`]: no value lies outside, but these need not be
+    /// values. Only good for leaving files out.
+    pub bounds: Option<Arc<Statistics>>,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct ParquetTable {
@@ -159,15 +172,14 @@ pub struct ParquetTable {
     scanned: TableSchema,
     /// Where each declared column is in `scanned`.
     order: Vec<usize>,
-    files: Vec<PartitionedFile>,
+    files: Vec<TableFile>,
     /// Of `scanned`.
     fingerprint: Arc<SchemaFingerprint>,
 }
 
 impl ParquetTable {
-    fn new(table: Table, files: Vec<PartitionedFile>) -> Self {
-        let scanned =
-            TableSchema::builder(table.file_schema()).with_table_partition_cols(table.partition_fields()).build();
+    pub(in crate::connector) fn new(table: Table, files: Vec<TableFile>) -> Self {
+        let scanned = scanned(&table);
         let positions: Vec<usize> = table.file_columns.iter().chain(&table.partition_columns).copied().collect();
         let mut order = vec![0; positions.len()];
         for (scan_position, declared) in positions.into_iter().enumerate() {
@@ -199,14 +211,14 @@ impl ParquetTable {
     }
 
     /// Files whose partition values pass the filters.
-    fn prune(&self, state: &dyn Session, filters: Vec<Expr>) -> DfResult<Vec<PartitionedFile>> {
+    fn prune(&self, state: &dyn Session, filters: Vec<Expr>) -> DfResult<Vec<TableFile>> {
         let Some(filter) = conjunction(filters) else { return Ok(self.files.clone()) };
         if self.files.is_empty() {
             return Ok(vec![]);
         }
         let fields = self.table.partition_fields();
         let columns = (0..fields.len()).map(|column| {
-            let values = self.files.iter().map(|file| file.partition_values[column].clone());
+            let values = self.files.iter().map(|file| file.file.partition_values[column].clone());
             ScalarValue::iter_to_array(values)
         });
         let schema = nullable(&Schema::new(fields));
@@ -218,6 +230,28 @@ impl ParquetTable {
         Ok(files.map(|(_, file)| file.clone()).collect())
     }
 
+    /// Of these the ones whose bounds leave room for rows that pass the filters.
+    fn prune_by_bounds(
+        &self,
+        state: &dyn Session,
+        filters: &[Expr],
+        files: Vec<TableFile>,
+    ) -> DfResult<Vec<PartitionedFile>> {
+        let plain =
+            |files: Vec<TableFile>| -> Vec<PartitionedFile> { files.into_iter().map(|file| file.file).collect() };
+        let Some(filter) = conjunction(filters.to_vec()) else { return Ok(plain(files)) };
+        if files.iter().all(|file| file.bounds.is_none()) {
+            return Ok(plain(files));
+        }
+        let schema = nullable(self.scanned.table_schema());
+        let filter = state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(&schema))?)?;
+        let predicate = PruningPredicate::try_new(filter, Arc::clone(&schema))?;
+        let unknown = Arc::new(Statistics::new_unknown(&schema));
+        let bounds = files.iter().map(|file| file.bounds.clone().unwrap_or_else(|| Arc::clone(&unknown)));
+        let kept = predicate.prune(&PrunableStatistics::new(bounds.collect(), schema))?;
+        Ok(files.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(file, _)| file.file).collect())
+    }
+
     /// What is known of a file from an earlier query of the session, as long as the file is the same; else from its footer: row
     /// count, minima and maxima. Checks the columns.
     async fn inspect(
@@ -226,6 +260,9 @@ impl ParquetTable {
         format: &ParquetFormat,
         file: PartitionedFile,
     ) -> DfResult<PartitionedFile> {
+        if file.statistics.is_some() {
+            return Ok(file);
+        }
         let cache = state.runtime_env().cache_manager.get_file_statistic_cache();
         let table = Some(TableReference::bare(self.table.definition.name.as_str()));
         let key = TableScopedPath { table, path: file.object_meta.location.clone() };
@@ -265,8 +302,13 @@ impl ParquetTable {
     }
 }
 
+/// Columns in the files, then partition columns.
+pub(in crate::connector) fn scanned(table: &Table) -> TableSchema {
+    TableSchema::builder(table.file_schema()).with_table_partition_cols(table.partition_fields()).build()
+}
+
 /// The file's statistics and those of its partition values. (DataFusion's own method takes a NULL value for none.)
-fn with_partition_values(file: &PartitionedFile, mut statistics: Statistics) -> Statistics {
+pub(in crate::connector) fn with_partition_values(file: &PartitionedFile, mut statistics: Statistics) -> Statistics {
     for value in &file.partition_values {
         let mut column = ColumnStatistics::new_unknown();
         column.distinct_count = Precision::Exact(1);
@@ -314,6 +356,7 @@ impl TableProvider for ParquetTable {
         let (on_partitions, others): (Vec<Expr>, Vec<Expr>) =
             filters.iter().cloned().partition(|filter| self.on_partitions(filter));
         let files = self.prune(state, on_partitions)?;
+        let files = self.prune_by_bounds(state, &others, files)?;
         let mut options = state.default_table_options().parquet;
         options.global.pushdown_filters |= self.skips_rows(projection, &others);
         let format = ParquetFormat::default().with_options(options);

@@ -26,13 +26,14 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
-use super::Table;
 use super::layout::FileName;
 use super::partition::{self, PARTITIONS_PER_INSERT};
+use super::{FileFormat, Table};
 use crate::checkpoint::durable::{Durable, create_folders};
 use crate::connector::background::blocking;
 use crate::connector::{
@@ -42,13 +43,13 @@ use crate::point::point;
 use crate::{Error, Result};
 
 /// Files written at a time; each waits for the disk.
-const CONCURRENT_PUTS: usize = 8;
+pub(in crate::connector) const CONCURRENT_PUTS: usize = 8;
 
 /// Values of a column that are looked at.
 const SAMPLE: usize = 1_024;
 
 /// INSERTs encoded at a time: one core each.
-const CONCURRENT_ENCODERS: usize = 2;
+pub(in crate::connector) const CONCURRENT_ENCODERS: usize = 2;
 
 /// All Parquet tables of the program that live in one store.
 #[derive(Debug)]
@@ -74,18 +75,8 @@ impl ParquetSink {
             }
         }
         for (i, table) in tables.iter().enumerate() {
-            let shared = tables[..i].iter().find(|other| {
-                let (a, b) = (&other.location, &table.location);
-                other.definition.name != table.definition.name
-                    && a.url == b.url
-                    && (a.path.prefix_matches(&b.path) || b.path.prefix_matches(&a.path))
-            });
-            if let Some(other) = shared {
-                let (one, two) = (&other.definition.name, &table.definition.name);
-                let error = Error::user(format!("tables {one} and {two} share a folder"))
-                    .at(table.definition.place.clone())
-                    .hint("every file below a table's LOCATION is the table's: give each a folder of its own");
-                errors.push(error);
+            if let Some(other) = tables[..i].iter().find(|other| table.shares_folder(other)) {
+                errors.push(table.shared_with(other));
             }
         }
         if let Some(error) = Error::all(errors) {
@@ -214,7 +205,7 @@ impl Sink for ParquetSink {
 }
 
 /// May pass by itself, but for a right that is missing.
-fn not_for_good(e: &object_store::Error, error: Error) -> Error {
+pub(in crate::connector) fn not_for_good(e: &object_store::Error, error: Error) -> Error {
     use std::io::{Error as IoError, ErrorKind};
     let io = match e {
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => return error,
@@ -269,7 +260,7 @@ impl Encoded {
             let sequence = insert.insert * PARTITIONS_PER_INSERT + place;
             let name = FileName { pipeline, batch, sequence }.format();
             let path = if part.folder.is_empty() { name } else { format!("{}/{name}", part.folder) };
-            let bytes = encode(&table, &part.rows).map_err(|e| table.failed("encode").cause(e))?;
+            let (bytes, _) = encode(table.format, &part.rows).map_err(|e| table.failed("encode").cause(e))?;
             files.push((path, bytes));
         }
         let refused = refusals.len() as u64;
@@ -279,14 +270,31 @@ impl Encoded {
 }
 
 /// Of one file; its rows are not empty.
-pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Result<Bytes> {
+pub(in crate::connector) fn encode(
+    format: FileFormat,
+    rows: &[RecordBatch],
+) -> parquet::errors::Result<(Bytes, ParquetMetaData)> {
     let Some(first) = rows.first() else { return Err(ParquetError::General("a file without rows".into())) };
-    let schema = first.schema();
+    let mut encoded = Vec::new();
+    let mut writer = ArrowWriter::try_new_with_options(&mut encoded, first.schema(), writer_options(format, rows)?)?;
+    for batch in rows {
+        writer.write(batch)?;
+    }
+    let metadata = writer.close()?;
+    Ok((encoded.into(), metadata))
+}
+
+/// How a file of such rows is written: columns are judged by some of their values. There is at least one record batch.
+pub(in crate::connector) fn writer_options(
+    format: FileFormat,
+    rows: &[RecordBatch],
+) -> parquet::errors::Result<ArrowWriterOptions> {
     let mut properties = WriterProperties::builder()
-        .set_compression(table.compression)
-        .set_max_row_group_row_count(Some(table.rows_per_row_group))
+        .set_compression(format.compression)
+        .set_max_row_group_row_count(Some(format.rows_per_row_group))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    for (index, field) in schema.fields().iter().enumerate() {
+    let fields = rows.first().map(|first| first.schema().fields().clone()).unwrap_or_default();
+    for (index, field) in fields.iter().enumerate() {
         let column = ColumnPath::from(field.name().as_str());
         let repeats = repeats(rows, index)?;
         if !repeats {
@@ -303,12 +311,7 @@ pub(super) fn encode(table: &Table, rows: &[RecordBatch]) -> parquet::errors::Re
     }
     let properties = properties.build();
     // No Arrow schema in the file: a reader that follows it would see string views, which few know.
-    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
-    for batch in rows {
-        writer.write(batch)?;
-    }
-    Ok(writer.into_inner()?.into())
+    Ok(ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true))
 }
 
 /// Of those that Parquet stores as INT32 or INT64; decimals are left as they are.

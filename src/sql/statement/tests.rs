@@ -185,7 +185,7 @@ fn missing_clauses_are_shown_at_the_statement() {
       a.sql:2:1
        2 | CREATE EXTERNAL TABLE t (a INT)
          | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    hint: add STORED AS KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV or JSON
+    hint: add STORED AS KAFKA, DATABASE, PARQUET, DELTA, ELASTICSEARCH, CSV or JSON
     ");
 }
 

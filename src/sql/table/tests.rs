@@ -73,7 +73,7 @@ fn wrong_declarations_are_refused() {
         ("t (a INT) STORED AS POSTGRES LOCATION 'x'", "did you mean STORED AS DATABASE?"),
         (
             "t (a INT) STORED AS OPENSEARCH LOCATION 'x'",
-            "did you mean STORED AS ELASTICSEARCH? there are: KAFKA, DATABASE, PARQUET, ELASTICSEARCH, CSV, JSON",
+            "did you mean STORED AS ELASTICSEARCH? there are: KAFKA, DATABASE, PARQUET, DELTA, ELASTICSEARCH, CSV, JSON",
         ),
         ("t STORED AS CSV LOCATION 'x'", "the table has no columns"),
         ("t () STORED AS CSV LOCATION 'x'", "the table has no columns"),

@@ -1,5 +1,6 @@
 //! What every end-to-end test stands on: servers of the environment, a [`World`] per test, the [`Program`] that runs in it.
 
+pub mod delta;
 mod elasticsearch;
 mod feeder;
 mod program;

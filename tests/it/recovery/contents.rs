@@ -16,7 +16,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::project::{Project, Servers};
+use super::project::{DELTA, Project, Servers};
+use crate::harness::delta;
 
 pub fn sorted(rows: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut rows: Vec<String> = rows.into_iter().collect();
@@ -58,6 +59,15 @@ pub fn parquet(folder: &Path, columns: &[&str]) -> Vec<String> {
         }
     }
     sorted(rows)
+}
+
+/// The rows of the files that count by a table's log, with their partition.
+pub fn delta_rows(table: &Path, columns: &[&str]) -> Vec<String> {
+    let of = |(path, values): (std::path::PathBuf, BTreeMap<String, Option<String>>)| {
+        let values: Vec<String> = values.into_values().map(|value| value.unwrap_or_default()).collect();
+        file(&path, columns).into_iter().map(move |row| format!("{row}|{}", values.join("|")))
+    };
+    sorted(delta::files(table).into_iter().flat_map(of))
 }
 
 fn file(path: &Path, columns: &[&str]) -> Vec<String> {
@@ -134,6 +144,7 @@ pub fn of(project: &Project) -> Contents {
         ("db.counts", project.rows("SELECT * FROM counts")),
         ("db.closed", project.rows("SELECT * FROM closed")),
         ("lake.events", project.lake()),
+        ("lake.merged", delta_rows(&project.path(DELTA), &["id", "share"])),
         ("kafka.copies", messages(project, project.topic("COPIES"))),
         ("kafka.dead", messages(project, project.topic("DEAD"))),
         ("es.copies", documents(project, "copies")),

@@ -46,8 +46,8 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
     undisturbed.run(&["--close-windows"]);
     let expected = contents::of(&undisturbed);
     let seen = ["db.shares", "db.counts", "db.closed", "lake.events", "kafka.copies", "kafka.dead"];
-    let documents: &[&str] = if servers == Servers::Real { &["es.copies", "es.counts"] } else { &[] };
-    let mut seen = seen.iter().chain(documents);
+    let more: &[&str] = if servers == Servers::Real { &["es.copies", "es.counts"] } else { &["lake.merged"] };
+    let mut seen = seen.iter().chain(more);
     assert!(seen.all(|table| expected[table].len() > 20), "{expected:#?}");
 
     let points: Vec<String> = points().into_iter().filter(|point| wanted(point)).collect();
@@ -71,7 +71,7 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
 
 fn project(servers: Servers) -> Project {
     match servers {
-        Servers::Embedded => Project::new(servers),
+        Servers::Embedded => Project::new(servers).with_delta(),
         Servers::Real => Project::new(servers).with_elasticsearch(),
     }
 }

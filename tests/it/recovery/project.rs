@@ -3,7 +3,8 @@
 //! ```text
 //! events ─▶ valid ─▶ db.shares, lake.events, kafka.copies          and bad records, rows that a query refuses, rows that
 //!             └────▶ counted (10 s) ─▶ db.counts, db.closed        a sink refuses ─▶ kafka.dead
-//!                                      and es.copies, es.counts, where there is Elasticsearch
+//!                                      and es.copies, es.counts, where there is Elasticsearch,
+//!                                      lake.merged, where there is Delta
 //! ```
 //!
 //! Nothing has a key but `counts`, so whatever is written twice is seen twice. Batches are as small as they can be: one
@@ -26,6 +27,9 @@ use crate::harness::{Elasticsearch, Program, create_topics, psql};
 
 /// Of the input topic.
 pub const PARTITIONS: i32 = 4;
+
+/// Where a project's Delta table is, if it has one.
+pub const DELTA: &str = "delta/merged";
 
 /// Of one partition in one [`Project::feed`].
 const EVENTS: i64 = 12;
@@ -54,6 +58,9 @@ CREATE EXTERNAL TABLE db.closed (window_start TIMESTAMP, k VARCHAR, n BIGINT)
   STORED AS DATABASE LOCATION '${DATABASE_URL}';
 CREATE EXTERNAL TABLE lake.events (id BIGINT, share BIGINT)
   STORED AS PARQUET LOCATION 'lake/events' PARTITIONED BY (k VARCHAR);
+CREATE EXTERNAL TABLE lake.merged (id BIGINT, share BIGINT)
+  STORED AS DELTA LOCATION '${DELTA}' PARTITIONED BY (k VARCHAR)
+  OPTIONS ('optimize.interval' '20 ms', 'optimize.min_files' '2', 'checkpoint.interval' '5');
 CREATE EXTERNAL TABLE kafka.copies (id BIGINT, share BIGINT) STORED AS KAFKA LOCATION '${COPIES}'
   OPTIONS ('brokers' '${KAFKA_BROKER}', 'format' 'json', 'transactional' '${TRANSACTIONS}');
 CREATE EXTERNAL TABLE kafka.dead (
@@ -65,6 +72,7 @@ CREATE VIEW valid AS
 SELECT id, k, 100 / n AS share, ts, _partition AS "partition", _offset AS "offset" FROM kafka.events WHERE _error IS NULL;
 INSERT INTO db.shares SELECT id, k, share, "partition", "offset" FROM valid;
 INSERT INTO lake.events SELECT id, share, k FROM valid;
+INSERT INTO lake.merged SELECT id, share, k FROM valid WHERE k <> '';
 INSERT INTO kafka.copies SELECT id, share FROM valid;
 INSERT INTO kafka.dead (error, stage, raw, "partition", "offset")
 SELECT _error, 'validation', _raw, _partition, _offset FROM kafka.events WHERE _error IS NOT NULL;
@@ -120,7 +128,8 @@ impl Project {
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() % 1_000_000_000;
         let name = format!("recovery_{}_{micros}", unique.replace(|c: char| !c.is_ascii_alphanumeric(), ""));
         let topic = |kind: &str| format!("{name}_{kind}");
-        let mut environment = BTreeMap::from([("NAME", name.clone()), ("ES_URL", String::new())]);
+        let mut environment =
+            BTreeMap::from([("NAME", name.clone()), ("ES_URL", String::new()), ("DELTA", String::new())]);
         for (variable, kind) in [("EVENTS", "events"), ("COPIES", "copies"), ("DEAD", "dead")] {
             environment.insert(variable, topic(kind));
         }
@@ -164,6 +173,11 @@ impl Project {
         let server = Elasticsearch::of_environment();
         self.environment.insert("ES_URL", server.url.clone());
         self.elasticsearch = Some(server);
+        self
+    }
+
+    pub fn with_delta(mut self) -> Self {
+        self.environment.insert("DELTA", DELTA.into());
         self
     }
 

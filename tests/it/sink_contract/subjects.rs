@@ -27,8 +27,10 @@ use super::rig::{Keyed, Newest, Row, Subject, Tables};
 use crate::avro::{ask, variable};
 use crate::harness::{psql, wait_for};
 
+mod delta;
 mod elasticsearch;
 
+pub use delta::Delta;
 pub use elasticsearch::Elasticsearch;
 
 fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {

@@ -1,0 +1,332 @@
+//! Merges small files of a partition into larger ones.
+//!
+//! Files of one partition are of one level where their sizes differ by less than eight times. When a level has
+//! `optimize.min_files` files, they become one, of a higher level: so a row is written again once for each level, and not
+//! each time that something is added beside it. A partition that has been quiet for an hour is merged whole.
+//!
+//! ```text
+//! files of a level ─▶ read one after the other, as the log's columns ─▶ one file ─▶ entry: remove them, add it; no row changed
+//! ```
+//!
+//! Failure: another has removed one of the files meanwhile — the merged file is deleted, and the next turn looks anew.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, new_null_array};
+use arrow::compute::cast;
+use arrow::datatypes::Schema;
+use bytes::Bytes;
+use deltalake_core::kernel::{Add, LogicalFileView};
+use deltalake_core::table::state::DeltaTableState;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStreamBuilder};
+use parquet::file::metadata::ParquetMetaData;
+use tokio_util::sync::CancellationToken;
+
+use super::log::{self, Log, Outcome, now_ms};
+use super::options::Maintenance;
+use super::sink::merged_name;
+use super::{DeltaTable, schema, stats};
+use crate::connector::parquet::sink::{not_for_good, writer_options};
+use crate::connector::parquet::{FileFormat, Table};
+use crate::point::point;
+use crate::{Error, Result};
+
+/// Sizes of one level differ by less than two to the power of so much.
+const LEVEL_BITS: u32 = 3;
+
+/// Nothing was added to a partition for so long: most likely nothing will be.
+const QUIET_MS: i64 = 3_600_000;
+
+/// Of one merge: each is named twice in an entry.
+const FILES_MAX: usize = 1_000;
+
+/// Of one table's turn, so that another's comes.
+const MERGES_MAX: usize = 64;
+
+/// Rows read at a time.
+const ROWS: usize = 8_192;
+
+/// Merges what there is to merge.
+///
+/// # Errors
+/// A file cannot be read, or the merged one not be written; those of [`Log::replace`].
+pub async fn all(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, stop: &CancellationToken) -> Result<()> {
+    let files = log::files(&delta.table, state)?.into_iter();
+    let files = files.filter(|file| file.deletion_vector_descriptor().is_none()).map(File::new);
+    for group in plan(files.collect(), &delta.maintenance, now_ms()).into_iter().take(MERGES_MAX) {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        merge(delta, log, state, group).await?;
+    }
+    Ok(())
+}
+
+/// A file of the table.
+struct File {
+    view: LogicalFileView,
+    partition: BTreeMap<String, Option<String>>,
+    size: u64,
+    /// When it was added; ms since 1970.
+    added: i64,
+}
+
+impl File {
+    fn new(view: LogicalFileView) -> Self {
+        let partition = view.partition_values_map().into_iter().collect();
+        Self { partition, size: u64::try_from(view.size()).unwrap_or(0), added: view.modification_time(), view }
+    }
+}
+
+/// What to know of a file to decide whether it is merged.
+trait Candidate {
+    fn size(&self) -> u64;
+    fn added(&self) -> i64;
+    fn partition(&self) -> &BTreeMap<String, Option<String>>;
+}
+
+impl Candidate for File {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn added(&self) -> i64 {
+        self.added
+    }
+
+    fn partition(&self) -> &BTreeMap<String, Option<String>> {
+        &self.partition
+    }
+}
+
+/// Groups of files that are to become one each; oldest first.
+fn plan<F: Candidate>(files: Vec<F>, maintenance: &Maintenance, now: i64) -> Vec<Vec<F>> {
+    let mut partitions: BTreeMap<BTreeMap<String, Option<String>>, Vec<F>> = BTreeMap::new();
+    for file in files {
+        partitions.entry(file.partition().clone()).or_default().push(file);
+    }
+    let mut groups = vec![];
+    for files in partitions.into_values() {
+        let newest = files.iter().map(F::added).max().unwrap_or(now);
+        let quiet = now - newest > QUIET_MS;
+        let mut levels: BTreeMap<u32, Vec<F>> = BTreeMap::new();
+        for file in files.into_iter().filter(|file| file.size() < maintenance.target_size / 2) {
+            let level = if quiet { 0 } else { file.size().max(1).ilog2() / LEVEL_BITS };
+            levels.entry(level).or_default().push(file);
+        }
+        let enough = if quiet { 2 } else { maintenance.min_files };
+        for mut files in levels.into_values().filter(|files| files.len() >= enough) {
+            files.sort_by_key(F::added);
+            groups.extend(by_size(files, maintenance.target_size).into_iter().filter(|group| group.len() > 1));
+        }
+    }
+    groups
+}
+
+fn by_size<F: Candidate>(files: Vec<F>, target_size: u64) -> Vec<Vec<F>> {
+    let mut groups: Vec<(u64, Vec<F>)> = vec![];
+    for file in files {
+        match groups.last_mut() {
+            Some((sum, group)) if *sum + file.size() <= target_size && group.len() < FILES_MAX => {
+                *sum += file.size();
+                group.push(file);
+            }
+            _ => groups.push((file.size(), vec![file])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files: Vec<File>) -> Result<()> {
+    let Some(first) = files.first() else { return Ok(()) };
+    let store = log.store().object_store(None);
+    let columns = schema::of_files(&state.schema(), state.metadata().partition_columns())?;
+    let (bytes, metadata) = read_as_one(&delta.table, &store, &columns, &files).await?;
+    let rows = metadata.file_metadata().num_rows();
+    let counted: Option<u64> = files.iter().map(|file| stats::rows(file.view.stats().as_deref())).sum();
+    if counted.is_some_and(|counted| i64::try_from(counted) != Ok(rows)) {
+        let error = format!("{} files have {rows} rows, and {counted:?} by the log", files.len());
+        return Err(Error::external(format!("Delta table {} is not as its log says", delta.name())).cause(error));
+    }
+    let old = first.view.object_store_path();
+    let folder = old.as_ref().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let name = merged_name(log.writer());
+    let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+    let to = Path::parse(&path).map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
+    let add = Add {
+        path,
+        partition_values: first.partition.clone().into_iter().collect::<HashMap<_, _>>(),
+        size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+        modification_time: files.iter().map(|file| file.added).max().unwrap_or_else(now_ms),
+        data_change: false,
+        stats: Some(stats::of_file(&metadata, &columns)?),
+        ..Add::default()
+    };
+    let size = bytes.len();
+    let put = store.put(&to, bytes.into()).await;
+    put.map_err(|e| not_for_good(&e, delta.table.failed("write a merged file of").cause(&e)))?;
+    point!("delta::after_merge");
+    let removed = files.iter().map(|file| file.view.remove_action(false)).collect();
+    match log.replace(removed, add, delta.maintenance.target_size).await {
+        Ok(Outcome::Committed) => {
+            point!("delta::after_replace");
+            tracing::debug!(table = delta.name(), files = files.len(), rows, bytes = size, "merged files");
+            Ok(())
+        }
+        Ok(_) => {
+            tracing::info!(
+                table = delta.name(),
+                "files that were to be merged are gone: another program merges them too"
+            );
+            let deleted = store.delete(&to).await;
+            deleted.map_err(|e| delta.table.failed("delete a merged file of").cause(e).retryable())
+        }
+        // Whether the entry is there is not known: the file stays, and the next start looks after it.
+        Err(error) => Err(error),
+    }
+}
+
+/// The rows of the files, one after the other.
+async fn read_as_one(
+    table: &Table,
+    store: &Arc<dyn ObjectStore>,
+    columns: &Arc<Schema>,
+    files: &[File],
+) -> Result<(Bytes, ParquetMetaData)> {
+    let mut merged: Option<ArrowWriter<Vec<u8>>> = None;
+    let encode = |e: parquet::errors::ParquetError| table.failed("merge files of").cause(e);
+    for file in files {
+        let path = file.view.object_store_path();
+        let failed = |e: parquet::errors::ParquetError| {
+            let error =
+                table.failed("merge files of").at(format!("file {path} of table {}", table.definition.name)).cause(&e);
+            // The storage may be away; of a file that is damaged it is told at each turn.
+            error.retryable()
+        };
+        let reader = ParquetObjectReader::new(Arc::clone(store), path.clone()).with_file_size(file.size);
+        let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
+        let mut rows = builder.with_batch_size(ROWS).build().map_err(failed)?;
+        while let Some(rows) = rows.try_next().await.map_err(failed)? {
+            let rows = as_columns(&rows, columns)?;
+            if merged.is_none() {
+                merged = Some(writer(table.format, &rows).map_err(encode)?);
+            }
+            if let Some(writer) = &mut merged {
+                writer.write(&rows).map_err(encode)?;
+            }
+        }
+    }
+    let Some(mut writer) = merged else {
+        return Err(table.failed("merge files of").cause("they have no rows"));
+    };
+    let metadata = writer.finish().map_err(encode)?;
+    let bytes = std::mem::take(writer.inner_mut());
+    Ok((bytes.into(), metadata))
+}
+
+fn writer(format: FileFormat, rows: &RecordBatch) -> parquet::errors::Result<ArrowWriter<Vec<u8>>> {
+    let options = writer_options(format, std::slice::from_ref(rows))?;
+    ArrowWriter::try_new_with_options(Vec::new(), rows.schema(), options)
+}
+
+/// A file of earlier columns lacks those that were added since.
+fn as_columns(rows: &RecordBatch, columns: &Arc<Schema>) -> Result<RecordBatch> {
+    let of = |field: &Arc<arrow::datatypes::Field>| match rows.column_by_name(field.name()) {
+        Some(column) => cast(column, field.data_type()),
+        None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+    };
+    let arrays = columns.fields().iter().map(of).collect::<Result<Vec<_>, _>>()?;
+    Ok(RecordBatch::try_new(Arc::clone(columns), arrays)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    struct Fake {
+        size: u64,
+        added: i64,
+        partition: BTreeMap<String, Option<String>>,
+    }
+
+    impl Candidate for Fake {
+        fn size(&self) -> u64 {
+            self.size
+        }
+
+        fn added(&self) -> i64 {
+            self.added
+        }
+
+        fn partition(&self) -> &BTreeMap<String, Option<String>> {
+            &self.partition
+        }
+    }
+
+    fn file(size: u64, added: i64, partition: &str) -> Fake {
+        Fake { size, added, partition: BTreeMap::from([("p".to_string(), Some(partition.to_string()))]) }
+    }
+
+    fn maintenance(min_files: usize, target_size: u64) -> Maintenance {
+        let second = Duration::from_secs(1);
+        Maintenance {
+            on: true,
+            interval: second,
+            min_files,
+            target_size,
+            retention: second,
+            checkpoint_interval: 10,
+            log_retention: second,
+        }
+    }
+
+    #[test]
+    fn files_wait_for_others_of_their_size_and_partition() {
+        let few = (0..7).map(|n| file(1_000, n, "a")).collect();
+        assert!(plan(few, &maintenance(8, 1 << 20), 10).is_empty());
+        let mut enough: Vec<Fake> = (0..8).map(|n| file(1_000 + n, n as i64, "a")).collect();
+        enough.extend([file(1_000, 3, "b"), file(100_000, 3, "a"), file(600_000, 3, "a")]);
+        let groups = plan(enough, &maintenance(8, 1 << 20), 10);
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [8]);
+        // After an hour, what is left of a partition.
+        let rest = vec![file(1_000, 0, "a"), file(100_000, 5, "a"), file(600_000, 6, "a"), file(1_000, 0, "b")];
+        let groups = plan(rest, &maintenance(8, 1 << 20), QUIET_MS + 7);
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+    }
+
+    proptest! {
+        /// A pipeline that adds a file a second and merges each minute has few files, and writes each row few times again.
+        #[test]
+        fn a_day_of_files_stays_small(size in 2_000u64..60_000, minutes in 30u64..300) {
+            let options = maintenance(8, 128 << 20);
+            let (mut files, mut again, mut most) = (Vec::<Fake>::new(), 0, 0);
+            for minute in 0..minutes {
+                files.extend((0..60).map(|second| file(size, (minute * 60_000 + second * 1_000) as i64, "a")));
+                let now = ((minute + 1) * 60_000) as i64;
+                let mut all: Vec<Fake> = std::mem::take(&mut files);
+                for group in plan(all.clone(), &options, now) {
+                    let sum: u64 = group.iter().map(|file| file.size).sum();
+                    all.retain(|file| !group.iter().any(|gone| gone.size == file.size && gone.added == file.added));
+                    all.push(file(sum, group.iter().map(|file| file.added).max().unwrap_or(0), "a"));
+                    again += sum;
+                }
+                files = all;
+                most = most.max(files.len());
+            }
+            let total: u64 = files.iter().map(|file| file.size).sum();
+            prop_assert_eq!(total, size * 60 * minutes);
+            prop_assert!(most <= 7 * 8, "{most} files");
+            prop_assert!(again <= total * 6, "written again {} times", again / total);
+        }
+    }
+}

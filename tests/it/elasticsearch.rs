@@ -107,6 +107,21 @@ async fn an_older_batch_never_replaces_a_newer_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Elasticsearch: make test"]
+async fn an_alias_that_names_no_index_to_write_to_stops_and_makes_no_dead_letters() {
+    let server = Elasticsearch::of_environment();
+    let alias = unique("alias");
+    for index in ["a", "b"] {
+        let aliases = json!({ alias.as_str(): {} });
+        server.put(&format!("{alias}-{index}"), &json!({ "aliases": aliases }));
+    }
+    let table = table(&server.url, &[("index", &alias)]);
+    let error = open(&table).await.unwrap().write(&request(&table, 0, &[(1, 19_753)])).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("no write index is defined for alias"), "{error}");
+    server.delete(&format!("{alias}-a,{alias}-b"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Elasticsearch: make test"]
 async fn templates_are_applied_once_and_again_when_they_change() {
     let server = Elasticsearch::of_environment();
     let name = unique("template");

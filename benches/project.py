@@ -15,6 +15,8 @@ ALL = (
 )
 # Off where there is no ES_URL.
 ELASTICSEARCH = ("es.anomalies", "es.summaries")
+# Off where there is no MONITORING_URL.
+MONITORING = ("monitoring.hourly_metrics", "monitoring.data_quality_checks", "monitoring.anomaly_detection_results")
 
 
 def build(folder, keep=ALL, tumble=False, more=()):
@@ -31,7 +33,7 @@ def build(folder, keep=ALL, tumble=False, more=()):
         text = INSERT.sub(kept, file.read_text())
         slides += text.count(HOP)
         (folder / file.name).write_text(text.replace(HOP, TUMBLE) if tumble else text)
-    if found != {*ALL, *ELASTICSEARCH} or slides != 1:
+    if found != {*ALL, *ELASTICSEARCH, *MONITORING} or slides != 1:
         raise SystemExit("error: queries/ has changed: benches/project.py does not know its INSERTs or its HOP any more")
     for other in more:
         for file in other.glob("*.sql"):

@@ -15,7 +15,7 @@ use super::load::load;
 use super::output::{Out, print_error};
 use crate::connector::{self, Sink, TableDefinition, redact};
 use crate::sql::Program;
-use crate::sql::program::{SourceSpec, WatermarkSpec};
+use crate::sql::program::{ReadBackSpec, SourceSpec, WatermarkSpec};
 use crate::sql::windowed::Rows;
 use crate::{Fault, Result};
 
@@ -73,6 +73,7 @@ struct Report {
     sources: Vec<Source>,
     dimensions: Vec<Dimension>,
     windowed_views: Vec<View>,
+    read_back: Vec<ReadBack>,
     sinks: Vec<SinkReport>,
     inserts: Vec<InsertReport>,
     /// Tables whose address is empty.
@@ -100,6 +101,14 @@ struct View {
     windows: String,
     source: String,
     watermark_delay: String,
+}
+
+/// A table that is written and read.
+#[derive(Debug, Serialize)]
+struct ReadBack {
+    table: String,
+    address: String,
+    how_far: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,6 +161,7 @@ impl Report {
                 })
                 .collect(),
             windowed_views: views(program),
+            read_back: program.read_back.iter().map(read_back).collect(),
             inserts: inserts.collect(),
             sinks: sinks.iter().map(|sink| sink_report(sink.as_ref())).collect(),
             sources,
@@ -190,6 +200,18 @@ impl Report {
             self.windowed_views.iter().map(|view| {
                 let line = format!("{}: {} of {}", view.name, view.windows, view.source);
                 vec![line, format!("a window closes {} after its end, by event time", view.watermark_delay)]
+            }),
+        );
+        section(
+            &mut out,
+            "reads back what it wrote",
+            self.read_back.iter().map(|table| {
+                let line = format!("{}: {}", table.table, table.address);
+                let far = table
+                    .how_far
+                    .as_ref()
+                    .map_or("all of it".into(), |far| format!("rows of up to {far} before a window"));
+                vec![line, format!("{far}, again after each batch that writes to it")]
             }),
         );
         section(
@@ -280,6 +302,12 @@ fn views(program: &Program) -> Vec<View> {
     views.into_values().collect()
 }
 
+fn read_back(spec: &ReadBackSpec) -> ReadBack {
+    // From the end of a window that closes, which is after the watermark.
+    let how_far = spec.since.as_ref().map(|(_, moved)| micros(moved.saturating_add(spec.turn.size)));
+    ReadBack { table: spec.table.name.clone(), address: address(&spec.table), how_far }
+}
+
 fn sink_report(sink: &dyn Sink) -> SinkReport {
     let guarantee = sink.guarantee();
     SinkReport { name: sink.name().to_string(), guarantee: guarantee.level, how: guarantee.how, tables: sink.tables() }
@@ -304,6 +332,7 @@ fn seen(rows: Rows) -> &'static str {
         Rows::Whole => "every row of the windows that changed or closed in the batch",
         Rows::Changed => "the rows of windows that changed in the batch",
         Rows::Closed => "every row of the windows that closed in the batch, each window once",
+        Rows::InTurn => "every row of the windows that closed in the batch, one window after the other",
     }
 }
 

@@ -46,6 +46,12 @@ pub fn is_readable(table: &TableDefinition) -> bool {
     table.stored_as != "ELASTICSEARCH"
 }
 
+/// Whether a program that writes it may read it as well: what a batch wrote can be read as soon as it is committed.
+pub fn is_read_back(table: &TableDefinition) -> bool {
+    let later = table.options.get("delivery").is_some_and(|delivery| delivery != "required");
+    table.stored_as == "DATABASE" && !later && !table.is_dead_letters()
+}
+
 /// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
 /// batch that has begun here cannot be committed without this table.
 pub fn is_read_by_batch(table: &TableDefinition) -> bool {

@@ -12,6 +12,7 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
+use datafusion::logical_expr::Expr;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::task::JoinHandle;
@@ -36,6 +37,13 @@ pub struct Version {
     image: Bytes,
 }
 
+impl Version {
+    /// As the checkpoint holds it.
+    pub fn image(&self) -> &Bytes {
+        &self.image
+    }
+}
+
 /// A dimension with its newest version; reads again in the background until it is dropped.
 pub struct Dimension {
     pub spec: DimensionSpec,
@@ -57,7 +65,8 @@ impl Dimension {
     /// # Errors
     /// The table cannot be read now: there is no last version to go on with.
     pub async fn open(spec: DimensionSpec) -> Result<Self> {
-        let first = retry_at_start(&spec.table.name, "read the dimension", async || read(&spec.table).await).await?;
+        let first =
+            retry_at_start(&spec.table.name, "read the dimension", async || read(&spec.table, None).await).await?;
         let newest = Arc::new(Mutex::new(Arc::new(first)));
         let refresher = spec.refresh.map(|every| {
             let (table, newest) = (Arc::clone(&spec.table), Arc::clone(&newest));
@@ -84,27 +93,31 @@ impl Dimension {
 
     /// Pins the version that a plan names.
     pub async fn pin_version(&mut self, hash: &str, checkpoint: &Checkpoint) -> Result<()> {
-        let image = checkpoint.get_blob(Blob::Dimension, hash).await?;
-        let schema = &self.spec.table.schema;
-        let rows = StreamReader::try_new(image.as_ref(), None)?
-            .map(|batch| RecordBatch::try_new(Arc::clone(schema), batch?.columns().to_vec()));
-        let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
-        self.spec.pinned.pin(rows);
+        self.spec.pinned.pin(rows_of(hash, &self.spec.table, checkpoint).await?);
         Ok(())
     }
+}
+
+/// The rows of a version that the checkpoint holds.
+pub(super) async fn rows_of(hash: &str, table: &TableDefinition, checkpoint: &Checkpoint) -> Result<Vec<RecordBatch>> {
+    let image = checkpoint.get_blob(Blob::Dimension, hash).await?;
+    let rows = StreamReader::try_new(image.as_ref(), None)?
+        .map(|batch| RecordBatch::try_new(Arc::clone(&table.schema), batch?.columns().to_vec()));
+    Ok(rows.collect::<std::result::Result<Vec<_>, _>>()?)
 }
 
 async fn refresh(table: Arc<TableDefinition>, every: Duration, newest: Arc<Mutex<Arc<Version>>>) {
     loop {
         tokio::time::sleep(every).await;
-        match read(&table).await {
+        match read(&table, None).await {
             Ok(version) => *newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(version),
             Err(error) => tracing::warn!(table = %table.name, "dimension keeps its last rows: {}", error.line()),
         }
     }
 }
 
-async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
+/// All rows of a table, or those that meet a condition.
+pub(super) async fn read(table: &Arc<TableDefinition>, condition: Option<Expr>) -> Result<Version> {
     let unreadable = |e: DataFusionError| {
         let error = Error::external(format!("could not read table {}", table.name)).at(table.place.clone());
         let may_pass = match e.find_root() {
@@ -121,7 +134,10 @@ async fn read(table: &Arc<TableDefinition>) -> Result<Version> {
     };
     let context = SessionContext::new();
     let provider = connector::bounded(table, &context.state(), None).await?;
-    let frame = context.read_table(provider).map_err(unreadable)?;
+    let mut frame = context.read_table(provider).map_err(unreadable)?;
+    if let Some(condition) = condition {
+        frame = frame.filter(condition).map_err(unreadable)?;
+    }
     let mut stream = frame.execute_stream().await.map_err(unreadable)?;
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = stream.next().await {

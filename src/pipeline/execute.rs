@@ -14,7 +14,7 @@ use super::start::{Pipeline, now};
 use super::write::{ToWrite, Written};
 use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit};
 use crate::checkpoint::{Commit, Plan};
-use crate::connector::{Cut, Loss, Ranges};
+use crate::connector::{Cut, InsertRows, Loss, Ranges};
 use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
@@ -44,6 +44,12 @@ impl Pipeline {
         }
         let batch = Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
         let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
+        for table in &mut self.read_back {
+            let writes = |rows: &InsertRows| rows.table.name == table.spec.table.name && rows.row_count() > 0;
+            if inserts.iter().any(writes) {
+                table.forget();
+            }
+        }
         let mut letters = Vec::with_capacity(refused.len());
         for row in &refused {
             if let Some(partition) = accounts.get_mut(&row.source).and_then(|a| a.partitions.get_mut(&row.partition)) {

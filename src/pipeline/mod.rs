@@ -15,6 +15,8 @@ pub mod rows;
 
 pub mod run;
 
+mod in_turn;
+
 mod refused;
 
 pub mod dead_letters;
@@ -22,6 +24,8 @@ pub mod dead_letters;
 mod records;
 
 pub mod dimension;
+
+mod read_back;
 
 pub mod write;
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::dimension::Dimension;
 use super::pending::{finish_old, forget_unfit, plan_anew};
+use super::read_back::ReadBack;
 use super::records::Archive;
 use super::restore::ResetState;
 use super::run::Runner;
@@ -44,6 +45,7 @@ pub struct Pipeline {
     pub(super) sources: BTreeMap<String, Box<dyn Source>>,
     pub(super) watermarks: BTreeMap<String, Watermark>,
     pub(super) dimensions: Vec<Dimension>,
+    pub(super) read_back: Vec<ReadBack>,
     /// The next offset of every partition, by source: what the last batch that ran ended with.
     pub(super) positions: BTreeMap<String, BTreeMap<i32, i64>>,
     /// Sources of earlier programs, kept in every commit: when they come back, they go on where they were.
@@ -155,16 +157,17 @@ impl Pipeline {
         }
         Ok(Self {
             runner: Runner::new(Arc::clone(&program), vec![]),
-            program,
             checkpoint: checkpoint.clone(),
             sinks: Arc::new(tokio::sync::Mutex::new(sinks)),
             sources,
             watermarks,
+            read_back: program.read_back.iter().cloned().map(ReadBack::new).collect(),
             dimensions,
             positions,
             absent,
             next: last.map_or(0, |last| last.number + 1),
             text,
+            program,
             started,
             since_snapshot: 0,
         })

@@ -9,7 +9,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::execute::{Executed, account, ends};
+use super::read_back::ReadBack;
 use super::start::{Pipeline, now};
+use super::watermark::Watermark;
 use super::write::{Sinks, ToWrite, Written};
 use crate::checkpoint::record::{Limits, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
@@ -132,6 +134,7 @@ impl Pipeline {
                 End::CaughtUp => all_reached,
                 End::Once => cuts.values().any(|cut| !cut.chunks.is_empty()) || all_reached,
             };
+            self.read_back(ahead, observer, stop).await?;
             if let Some(plan) = self.plan(&cuts, false).await? {
                 let waited = waiting.elapsed();
                 self.turn(plan, cuts, ahead, observer, waited).await?;
@@ -141,7 +144,7 @@ impl Pipeline {
             }
         }
         if options.close_windows && options.end != End::Never && !stop.is_cancelled() {
-            self.close(ahead, observer).await?;
+            self.close(ahead, observer, stop).await?;
         }
         Ok(())
     }
@@ -191,6 +194,9 @@ impl Pipeline {
         for dimension in &mut self.dimensions {
             let hash = dimension.pin_newest(&self.checkpoint).await?;
             dimensions.insert(dimension.spec.table.name.clone(), hash);
+        }
+        for table in &self.read_back {
+            dimensions.insert(table.spec.table.name.clone(), table.pin_newest()?);
         }
         let settings = &self.program.settings;
         let limits = Limits {
@@ -266,6 +272,13 @@ impl Pipeline {
                 dimension.pin_version(hash, &self.checkpoint).await?;
             }
         }
+        for table in &mut self.read_back {
+            let name = &table.spec.table.name;
+            let Some(hash) = plan.dimensions.get(name) else {
+                return Err(Error::internal(format!("the plan of batch {} names no rows of {name}", plan.number)));
+            };
+            table.pin_version(hash, &self.checkpoint).await?;
+        }
         let observer: Observer = Arc::new(|progress| {
             if let Progress::Committed(batch) = progress {
                 let (rows, invalid, late) = (batch.rows, batch.dead_letters, batch.late);
@@ -279,7 +292,12 @@ impl Pipeline {
     }
 
     /// The last batch of a bounded run: no rows, but every window is closed.
-    async fn close(&mut self, ahead: &mut Option<InFlight>, observer: &Observer) -> Result<()> {
+    async fn close(
+        &mut self,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         if self.runner.stores().iter().all(|store| store.panes().is_empty()) {
             return Ok(());
         }
@@ -288,6 +306,7 @@ impl Pipeline {
             (name.clone(), Cut { ranges: ends.iter().map(nothing).collect(), ..Cut::default() })
         };
         let cuts = self.positions.iter().map(cut).collect();
+        self.read_back(ahead, observer, stop).await?;
         if let Some(plan) = self.plan(&cuts, true).await? {
             self.turn(plan, cuts, ahead, observer, Duration::ZERO).await?;
         }
@@ -300,6 +319,23 @@ impl Pipeline {
             let image = self.image()?;
             self.checkpoint.snapshot(self.next - 1, image).await?;
             self.checkpoint.retain().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what the last batch wrote to tables that are, when it is stored.
+    async fn read_back(
+        &mut self,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        if self.read_back.iter().any(ReadBack::is_stale) {
+            self.drain(ahead, observer).await?;
+        }
+        for table in self.read_back.iter_mut().filter(|table| table.is_stale()) {
+            let watermark = self.watermarks.get(&table.spec.turn.source).and_then(Watermark::value);
+            table.read(watermark, &self.checkpoint, stop).await?;
         }
         Ok(())
     }

@@ -43,6 +43,8 @@ mod bound;
 
 mod by_window;
 
+mod read_back;
+
 pub mod functions;
 
 pub mod pinned;

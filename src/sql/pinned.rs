@@ -38,7 +38,7 @@ pub enum PinnedKind {
     Dimension(String),
     /// Those rows of a source in this batch that meet a condition, or do not: see [`super::shared`].
     Part(String),
-    /// A table that is only written: it has no rows here.
+    /// A table that is written: it has rows here only if it is read back (`sql::read_back`), those of earlier windows.
     Sink(String),
     /// Rows of the windowed view of this number.
     Windowed { view: usize, closed: ClosedColumns },
@@ -73,8 +73,7 @@ impl PinnedKind {
         match self {
             Self::Source(_) | Self::Part(_) => 100_000,
             Self::Windowed { .. } => 10_000,
-            Self::Dimension(_) => 1_000,
-            Self::Sink(_) => 0,
+            Self::Dimension(_) | Self::Sink(_) => 1_000,
         }
     }
 }

@@ -51,6 +51,25 @@ pub struct DimensionSpec {
     pub refresh: Option<Duration>,
 }
 
+/// A table that the program writes and some INSERT reads: see [`super::read_back`].
+#[derive(Debug, Clone)]
+pub struct ReadBackSpec {
+    pub table: Arc<TableDefinition>,
+    pub pinned: Arc<PinnedTable>,
+    /// Of all INSERTs that read or write it.
+    pub turn: Turn,
+    /// No reader asks for rows whose value in this column is before the watermark before the batch, moved by so many µs.
+    pub since: Option<(String, i64)>,
+}
+
+/// Which windows are taken one after the other, the earliest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    pub source: String,
+    /// µs.
+    pub size: i64,
+}
+
 /// One `INSERT INTO … SELECT`.
 #[derive(Debug)]
 pub struct Insert {
@@ -70,6 +89,8 @@ pub struct Insert {
     pub in_source_order: bool,
     /// What it sees of windowed views; empty without any.
     pub rows: BTreeSet<Rows>,
+    /// It is run for one window after the other; `None`: for all of a batch at once.
+    pub turn: Option<Turn>,
 }
 
 /// All that the files say.
@@ -80,6 +101,7 @@ pub struct Program {
     pub tables: BTreeMap<String, Arc<TableDefinition>>,
     pub sources: Vec<SourceSpec>,
     pub dimensions: Vec<DimensionSpec>,
+    pub read_back: Vec<ReadBackSpec>,
     pub inserts: Vec<Insert>,
     /// INSERTs in the files, those that are off included.
     pub numbers: usize,
@@ -119,7 +141,7 @@ impl Program {
             planner.statement(statement).await;
         }
         planner.finish()?;
-        let Planner { tables, targets, sources, dimensions, inserts, numbers, .. } = planner;
+        let Planner { tables, targets, sources, dimensions, read_back, inserts, numbers, .. } = planner;
         let Planner { dead_letters, windows, warnings, off, .. } = planner;
         let inputs = windows.stores.iter().map(|store| &store.input);
         let plans: Vec<&LogicalPlan> = inserts.iter().map(|insert| &insert.plan).chain(inputs).collect();
@@ -133,6 +155,7 @@ impl Program {
             tables,
             sources,
             dimensions,
+            read_back,
             inserts,
             numbers,
             targets,

@@ -20,6 +20,7 @@ mod cli;
 mod demo;
 mod elasticsearch;
 mod kill;
+mod monitoring;
 mod pipeline;
 mod recovery;
 mod retention;

@@ -12,6 +12,8 @@ mod places;
 
 mod property;
 
+mod read_back;
+
 mod refused;
 
 mod shared;

@@ -113,6 +113,7 @@ impl World {
             .env("DATABASE_URL", &self.database_url)
             .env("LAKE_URL", self.lake())
             .env("CHECKPOINT_BASE", self.folder.join("checkpoint"))
+            .env("MONITORING_URL", &self.database_url)
             .env("ES_URL", &self.elasticsearch.url)
             .env("ES_INDEX", &self.index)
             .env_remove("ES_API_KEY")
@@ -121,6 +122,9 @@ impl World {
             .env_remove("PROCESSING_TRIGGER")
             .env_remove("ANOMALY_THRESHOLD")
             .env_remove("Z_THRESHOLD");
+        for setting in ["DELAY", "COMPLETENESS", "VALIDITY", "UNIQUENESS", "TIMELINESS", "MIN_EVENTS"] {
+            command.env_remove(format!("DQ_{setting}"));
+        }
         command
     }
 

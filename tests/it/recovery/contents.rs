@@ -133,6 +133,7 @@ pub fn of(project: &Project) -> Contents {
         ("db.shares", project.rows("SELECT * FROM shares")),
         ("db.counts", project.rows("SELECT * FROM counts")),
         ("db.closed", project.rows("SELECT * FROM closed")),
+        ("db.history", project.rows("SELECT * FROM history")),
         ("lake.events", project.lake()),
         ("kafka.copies", messages(project, project.topic("COPIES"))),
         ("kafka.dead", messages(project, project.topic("DEAD"))),

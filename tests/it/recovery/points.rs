@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::contents::{self, Contents, assert_same};
-use super::project::{LIMIT, Project, Servers};
+use super::project::{HISTORY, LIMIT, Project, QUERIES, Servers};
 
 /// Starts of one project wait for the disk and for servers: more of them at a time than there are cores.
 const AT_A_TIME: usize = 4;
@@ -47,6 +47,11 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
     let expected = contents::of(&undisturbed);
     let seen = ["db.shares", "db.counts", "db.closed", "lake.events", "kafka.copies", "kafka.dead"];
     let documents: &[&str] = if servers == Servers::Real { &["es.copies", "es.counts"] } else { &[] };
+    let history = &expected["db.history"];
+    assert!(
+        history.len() > 10 && history.iter().any(|row| row.contains("|6|")),
+        "windows that see others: {history:#?}"
+    );
     let mut seen = seen.iter().chain(documents);
     assert!(seen.all(|table| expected[table].len() > 20), "{expected:#?}");
 
@@ -70,10 +75,12 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
 }
 
 fn project(servers: Servers) -> Project {
-    match servers {
+    let project = match servers {
         Servers::Embedded => Project::new(servers),
         Servers::Real => Project::new(servers).with_elasticsearch(),
-    }
+    };
+    project.write(&format!("{QUERIES}{HISTORY}"));
+    project
 }
 
 /// Of [`Project::feed`].

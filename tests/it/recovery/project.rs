@@ -84,11 +84,26 @@ INSERT INTO es.copies SELECT id, share FROM valid;
 INSERT INTO es.counts SELECT window_start, k, n FROM counted;
 "#;
 
+/// A table that is read back: each window with those up to a minute before it.
+pub const HISTORY: &str = "
+CREATE EXTERNAL TABLE db.history (window_start TIMESTAMP, n BIGINT, windows BIGINT, events BIGINT, PRIMARY KEY (window_start))
+  STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'update');
+CREATE VIEW totals AS
+SELECT window_start, window_end, count(*) AS n
+FROM TUMBLE(valid, ts, INTERVAL '10 seconds') GROUP BY window_start, window_end;
+INSERT INTO db.history
+SELECT t.window_start, t.n, count(past.n), sum(past.n)
+FROM totals t LEFT JOIN db.history past
+  ON past.window_start < t.window_start AND past.window_start >= t.window_start - INTERVAL '1 minute'
+WHERE t.window_end <= current_watermark() GROUP BY t.window_start, t.n;
+";
+
 /// The same tables in PostgreSQL.
 const MIGRATION: &str = r#"
 CREATE TABLE shares (id bigint, k text, share bigint, "partition" int, "offset" bigint);
 CREATE TABLE counts (window_start timestamp, k text, n bigint, PRIMARY KEY (window_start, k));
 CREATE TABLE closed (window_start timestamp, k text, n bigint);
+CREATE TABLE history (window_start timestamp PRIMARY KEY, n bigint, windows bigint, events bigint);
 "#;
 
 /// What a project runs on.

@@ -413,19 +413,20 @@ async fn migrations_are_applied_once_by_whoever_is_first() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let (one, two) = tokio::join!(migrate(&url, &dir), migrate(&url, &dir));
     let (one, two) = (one.unwrap(), two.unwrap());
-    assert_eq!([one, two].concat(), ["V1__tables"]);
+    assert_eq!([one, two].concat(), ["V1__tables", "V2__monitoring"]);
     assert!(migrate(&url, &dir).await.unwrap().is_empty());
     let uncommented = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname <> 'refinery_schema_history'
                        AND relnamespace IN ('public'::regnamespace, 'poundlock'::regnamespace) AND obj_description(oid) IS NULL";
     assert_eq!(text(&client, uncommented).await, "0");
     let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.join("V2__monitoring.sql"), folder.path().join("V2__monitoring.sql")).unwrap();
     std::fs::write(folder.path().join("V1__tables.sql"), "SELECT 1").unwrap();
     let changed = migrate(&url, folder.path()).await.unwrap_err().to_string();
     assert!(changed.contains("is different than filesystem one"), "{changed}");
     std::fs::copy(dir.join("V1__tables.sql"), folder.path().join("V1__tables.sql")).unwrap();
-    std::fs::write(folder.path().join("V2__wrong.sql"), "CREATE TABLE x (a int); SELECT nonsense").unwrap();
+    std::fs::write(folder.path().join("V3__wrong.sql"), "CREATE TABLE x (a int); SELECT nonsense").unwrap();
     let wrong = migrate(&url, folder.path()).await.unwrap_err().to_string();
-    assert!(wrong.contains("nonsense") && wrong.contains("V2__wrong"), "{wrong}");
+    assert!(wrong.contains("nonsense") && wrong.contains("V3__wrong"), "{wrong}");
     assert_eq!(text(&client, "SELECT to_regclass('x') IS NULL").await, "true");
     assert!(migrate(&url, Path::new("/nowhere")).await.unwrap_err().to_string().contains("/nowhere"));
 }

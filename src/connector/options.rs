@@ -133,7 +133,25 @@ pub fn duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok()
 }
 
-/// An address fit to be printed: the password of a URL and the values of secret-looking parameters become `***`.
+/// Parameters of an address that are no secret. All others are hidden: a misspelled one may be a password.
+const SHOWN: [&str; 14] = [
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "load_balance_hosts",
+    "port",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// An address fit to be printed: the password of a URL and the values of parameters that may be secret become `***`.
 pub fn redact(address: &str) -> String {
     let mut text = address.to_string();
     // One that lacks its scheme is refused, and must not be shown by the refusal either.
@@ -143,6 +161,14 @@ pub fn redact(address: &str) -> String {
         && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
     {
         text.replace_range(colon + 1..at, "***");
+    }
+    if let Some(query) = text.find('?') {
+        let hidden = |parameter: &str| match parameter.split_once('=') {
+            Some((name, _)) if !SHOWN.contains(&name) => format!("{name}=***"),
+            _ => parameter.to_string(),
+        };
+        let parameters: Vec<String> = text[query + 1..].split('&').map(hidden).collect();
+        text.replace_range(query + 1.., &parameters.join("&"));
     }
     for secret in ["password=", "secret=", "token=", "key="] {
         let mut from = 0;
@@ -199,6 +225,10 @@ mod tests {
         assert_eq!(redact("postgres://me:a@b/c#d@host/db"), "postgres://me:***@host/db");
         assert_eq!(redact("host=h password=abc dbname=x"), "host=h password=*** dbname=x");
         assert_eq!(redact("postgres://host/db?user=u&password=p"), "postgres://host/db?user=u&password=***");
+        assert_eq!(
+            redact("postgres://h/d?sslmode=prefer&passwort=p&x"),
+            "postgres://h/d?sslmode=prefer&passwort=***&x"
+        );
         assert_eq!(redact("127.0.0.1:9092"), "127.0.0.1:9092");
         assert_eq!(redact("elastic:s3cret@host:9200"), "elastic:***@host:9200");
     }

@@ -1,7 +1,7 @@
 //! The sink of Elasticsearch on a real server: templates, dates in the names of indices, dead letters; and over TLS, with a user
 //! or an API key, through a proxy that looks at both, for the server of the tests has neither.
 
-mod proxy;
+pub mod proxy;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -25,5 +25,6 @@ mod pipeline;
 mod recovery;
 mod retention;
 mod sample;
+mod secrets;
 mod secured;
 mod sink_contract;

@@ -448,6 +448,20 @@ async fn sslmode_says_what_is_checked() {
     // The system does not know who signed it.
     let unknown = go("sslmode=verify-full").await.unwrap_err();
     assert!(unknown.fault() == Fault::User && unknown.to_string().contains("sslrootcert"), "{unknown}");
+    // Its certificate is for another host; only the host name is checked against it, wherever the server is.
+    let named = |host: &str| url.replace("127.0.0.1", host);
+    for (host, is_ours) in [("localhost", true), ("db.example", false)] {
+        let address = format!("{}?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={root}", named(host));
+        let connected = connect(&Address::parse(&address).unwrap(), MINUTE, MINUTE).await;
+        match connected {
+            Ok(_) => assert!(is_ours, "{host}"),
+            Err(error) => {
+                let shown = error.to_string();
+                assert!(!is_ours && error.fault() == Fault::User && !error.is_retryable(), "{host}: {shown}");
+                assert!(shown.contains("certificate") && shown.contains("db.example"), "{shown}");
+            }
+        }
+    }
     let absent = go("sslmode=require&sslrootcert=/nowhere.crt").await.unwrap_err();
     assert!(absent.to_string().contains("/nowhere.crt"), "{absent}");
 }

@@ -56,7 +56,7 @@ SELECT window_start, window_end,
        count(*) FILTER (WHERE dq_reason IS NULL)                            AS events,
        count(*) FILTER (WHERE dq_reason IS NULL AND "timestamp" < _timestamp - INTERVAL '${DQ_DELAY:-60 seconds}') AS delayed,
        -- Each event of the minute is kept until it closes: what costs most here.
-       count(DISTINCT concat_ws('|', CAST(user_id AS VARCHAR), CAST("timestamp" AS VARCHAR), action, device_id))
+       count(DISTINCT concat_ws('|', CAST(user_id AS VARCHAR), CAST(CAST("timestamp" AS BIGINT) AS VARCHAR), action, device_id))
          FILTER (WHERE dq_reason IS NULL)                                   AS different_events
 FROM TUMBLE(timed, moment, INTERVAL '1 minute')
 GROUP BY window_start, window_end;

@@ -26,6 +26,7 @@ mod builder;
 mod column;
 mod filter;
 mod ledger;
+mod misfits;
 mod scan;
 
 use postgres::Address;

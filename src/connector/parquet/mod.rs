@@ -12,6 +12,7 @@
 //! Strings are plain Parquet strings, timestamps µs with or without UTC adjustment; no Arrow schema is stored in the
 //! file, so that it reads the same everywhere. Partition columns are in the path only, as Hive, Spark and DuckDB do it.
 
+mod drift;
 mod layout;
 mod partition;
 mod reader;

@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::can_cast_types;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -37,7 +36,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStoreExt};
 use uuid::Uuid;
 
-use super::{Table, layout};
+use super::{Table, drift, layout};
 use crate::connector::{BoundedTable, TableDefinition, nullable};
 use crate::{Error, Result};
 
@@ -241,21 +240,11 @@ impl ParquetTable {
             )
         };
         let found = format.infer_schema(state, store, std::slice::from_ref(&file.object_meta)).await.map_err(named)?;
-        for declared in self.scanned.file_schema().fields() {
-            if let Ok(column) = found.field_with_name(declared.name())
-                && !can_cast_types(column.data_type(), declared.data_type())
-            {
-                return Err(named(DataFusionError::Plan(format!(
-                    "column {:?} is {} in the file and {} in the declaration of table {}",
-                    declared.name(),
-                    column.data_type(),
-                    declared.data_type(),
-                    self.table.definition.name
-                ))));
-            }
-        }
-        let file_schema = Arc::clone(self.scanned.file_schema());
-        let statistics = format.infer_stats(state, store, file_schema, &file.object_meta).await.map_err(named)?;
+        let (declared, path) = (self.scanned.file_schema(), format!("/{}", file.object_meta.location));
+        drift::check(&self.table.definition, declared, &found, &path)
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let of_file = format.infer_stats(state, store, Arc::clone(&found), &file.object_meta).await.map_err(named)?;
+        let statistics = drift::in_declared_types(of_file, &found, declared);
         let statistics = Arc::new(with_partition_values(&file, statistics));
         if let Some(cache) = cache {
             let (meta, fingerprint) = (file.object_meta.clone(), Arc::clone(&self.fingerprint));

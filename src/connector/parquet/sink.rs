@@ -31,7 +31,7 @@ use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
 use super::Table;
-use super::layout::FileName;
+use super::layout::{FileName, parse_folder};
 use super::partition::{self, PARTITIONS_PER_INSERT};
 use crate::checkpoint::durable::{Durable, create_folders};
 use crate::connector::background::blocking;
@@ -137,6 +137,7 @@ impl Sink for ParquetSink {
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
         for table in self.tables.values() {
             prepare(table).await?;
+            same_layout(table, identity.uuid).await?;
         }
         self.pipeline = Some(identity.uuid);
         self.found = None;
@@ -227,6 +228,42 @@ fn not_for_good(e: &object_store::Error, error: Error) -> Error {
         }
         _ => error.retryable(),
     }
+}
+
+/// One file that the pipeline has written tells how the others lie: with two layouts in one folder nobody could read it.
+async fn same_layout(table: &Table, pipeline: Uuid) -> Result<()> {
+    let mut listing = table.location.store.list(Some(&table.location.path));
+    while let Some(object) = listing.try_next().await.map_err(|e| table.failed("list").cause(e).retryable())? {
+        let name = object.location.filename().and_then(FileName::parse);
+        if name.is_some_and(|name| name.pipeline == pipeline) {
+            return layout_of(table, &object.location).map_err(|cause| {
+                let error = format!("the files of table {} lie in other partitions than it declares", table.definition.name);
+                Error::user(error).at(table.definition.place.clone()).cause(cause).hint(
+                    "PARTITIONED BY says where files lie, so it stays as it is: put it back, or give the table another LOCATION and \
+                     declare the older files as a table of their own",
+                )
+            });
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// Why the file does not lie in the table's partitions.
+fn layout_of(table: &Table, file: &Path) -> Result<(), String> {
+    let below: Vec<String> = file
+        .prefix_match(&table.location.path)
+        .map(|parts| parts.map(|part| part.as_ref().to_string()).collect())
+        .unwrap_or_default();
+    let folders = below.len().saturating_sub(1);
+    let columns = below[..folders].iter().map(|folder| parse_folder(folder).map(|(column, _)| column));
+    let columns = columns.collect::<Option<Vec<_>>>().unwrap_or_default();
+    let declared = &table.definition.partition_columns;
+    if columns == *declared && folders == declared.len() {
+        return Ok(());
+    }
+    let shown = |columns: &[String]| if columns.is_empty() { "nothing".into() } else { columns.join(", ") };
+    Err(format!("file /{file} is partitioned by {}; declared is {}", shown(&columns), shown(declared)))
 }
 
 /// The folder is there, can be written, and holds no leftovers.

@@ -79,7 +79,7 @@ OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'key' 'us
 
 -- ── The database: postgres://user:password@host/database, or sqlite:FILE ───────────────────────────────────────────
 
--- Who the users are: a dimension, read again every minute.
+-- Who the users are: a dimension, read again every minute; from a replica, where there is one.
 CREATE EXTERNAL TABLE db.users (
   user_id    BIGINT,
   name       VARCHAR,
@@ -88,7 +88,8 @@ CREATE EXTERNAL TABLE db.users (
   created_at TIMESTAMPTZ,
   PRIMARY KEY (user_id)
 )
-STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('refresh' '1 minute');
+STORED AS DATABASE LOCATION '${DATABASE_URL}'
+OPTIONS ('refresh' '1 minute', 'replica' '${DATABASE_REPLICA_URL:-}');
 
 -- Every valid event once: the same event produced twice (same user, time, action and device) is stored once.
 CREATE EXTERNAL TABLE db.user_events (

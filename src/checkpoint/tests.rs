@@ -17,6 +17,7 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         sources: BTreeMap::from([("kafka.t".to_string(), SourcePlan { ranges, ..Default::default() })]),
         program: "p".into(),
         dimensions: BTreeMap::new(),
+        dimensions_read_at: BTreeMap::new(),
         partitions: 1,
         close_windows: false,
         limits: None,
@@ -38,6 +39,7 @@ fn commit_of(plan: &Plan, epoch: u64) -> Commit {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        dimensions: BTreeMap::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::output::{Out, print_error};
 use crate::connector::{self, Sink, TableDefinition, redact};
 use crate::sql::Program;
 use crate::sql::program::{ReadBackSpec, SourceSpec, WatermarkSpec};
+use crate::sql::settings::shown;
 use crate::sql::windowed::Rows;
 use crate::{Fault, Result};
 
@@ -93,6 +94,11 @@ struct Dimension {
     table: String,
     address: String,
     refresh: Option<String>,
+    /// Those that any query reads.
+    columns: Vec<String>,
+    /// What all rows that are read meet.
+    condition: Option<String>,
+    max_bytes: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,6 +164,9 @@ impl Report {
                     table: dimension.table.name.clone(),
                     address: address(&dimension.table),
                     refresh: dimension.refresh.map(duration),
+                    columns: dimension.read_schema().fields().iter().map(|field| field.name().clone()).collect(),
+                    condition: dimension.needed.filter.as_ref().map(|filter| filter.human_display().to_string()),
+                    max_bytes: dimension.bytes_max,
                 })
                 .collect(),
             windowed_views: views(program),
@@ -191,7 +200,10 @@ impl Report {
                     Some(every) => format!("read again every {every}"),
                     None => "read once, at the start".into(),
                 };
-                vec![format!("{}: {}", dimension.table, dimension.address), refresh]
+                let condition = dimension.condition.iter().map(|condition| format!(" where {condition}"));
+                let (columns, condition) = (dimension.columns.join(", "), condition.collect::<String>());
+                let takes = format!("takes {columns}{condition}; at most {}", shown(dimension.max_bytes as u64));
+                vec![format!("{}: {}", dimension.table, dimension.address), refresh, takes]
             }),
         );
         section(

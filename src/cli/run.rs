@@ -1,6 +1,6 @@
 //! `poundlock run`: the pipeline, until it is told to stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use crate::connector::elasticsearch::{connections, template};
 use crate::format::time::write_timestamp;
 use crate::pipeline::backoff::retry_at_start;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{Begin, End, Options, Pipeline, Progress, ResetState};
+use crate::pipeline::{Age, Begin, End, Options, Pipeline, Progress, ResetState};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
@@ -211,6 +211,7 @@ pub fn observer() -> Observer {
                 commit_ms = millis(batch.commit),
                 lag = batch.lag,
                 watermark = batch.watermark.map(instant),
+                stale = stale(&batch.dimensions),
                 "committed"
             );
         };
@@ -219,11 +220,12 @@ pub fn observer() -> Observer {
                 bar.suspend(line);
                 let rate = total as f64 / began.elapsed().as_secs_f64().max(0.001);
                 bar.set_message(format!(
-                    "batch {}  {} rows  {}/s  lag {}",
+                    "batch {}  {} rows  {}/s  lag {}{}",
                     batch.number,
                     HumanCount(total),
                     HumanCount(rate as u64),
-                    HumanCount(batch.lag)
+                    HumanCount(batch.lag),
+                    stale(&batch.dimensions).map_or_else(String::new, |stale| format!("  stale: {stale}"))
                 ));
             }
             None => line(),
@@ -234,6 +236,13 @@ pub fn observer() -> Observer {
 /// What the status line begins with; empty while every source answers.
 fn absence(away: Option<(&str, Duration)>) -> String {
     away.map_or_else(String::new, |(table, since)| format!("{table} does not answer for {} s  ", since.as_secs()))
+}
+
+/// The dimensions whose copy is older than it should be, with its age; `None`: none is.
+fn stale(dimensions: &BTreeMap<String, Age>) -> Option<String> {
+    let stale = dimensions.iter().filter(|(_, age)| age.stale);
+    let stale: Vec<String> = stale.map(|(table, age)| format!("{table} {} s", age.age.as_secs())).collect();
+    (!stale.is_empty()).then(|| stale.join(", "))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -257,5 +266,14 @@ mod tests {
             "kafka.events does not answer for 12 s  "
         );
         assert_eq!(absence(None), "");
+    }
+
+    #[test]
+    fn only_copies_that_are_too_old_are_told_of() {
+        let age = |seconds, stale| Age { age: Duration::from_secs(seconds), stale };
+        let mut ages = BTreeMap::from([("db.users".to_string(), age(59, false))]);
+        assert_eq!(stale(&ages), None);
+        ages.extend([("db.prices".to_string(), age(150, true)), ("db.zones".to_string(), age(9, true))]);
+        assert_eq!(stale(&ages).unwrap(), "db.prices 150 s, db.zones 9 s");
     }
 }

@@ -46,7 +46,9 @@ pub mod http;
 
 pub use kept::Kept;
 pub use options::{OptionDoc, OptionReader, redact};
-pub use registry::{bounded, check, is_keyed, is_read_back, is_read_by_batch, is_readable, raw_source, sinks, source};
+pub use registry::{
+    bounded, check, is_keyed, is_read_back, is_read_by_batch, is_readable, primary, raw_source, sinks, source,
+};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.
 #[derive(Debug, Clone)]

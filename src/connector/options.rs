@@ -16,7 +16,15 @@ pub const ENGINE_OPTIONS: &[OptionDoc] = &[
         "`dead_letters`: the one table that also receives what the engine has to refuse; `valid`: marks the table \
               whose rows count as valid, for metrics of a later release",
     ),
-    ("refresh", "dimension: how often it is read again, as `1 minute`; without it once, at the start"),
+    (
+        "refresh",
+        "dimension: how often it is read again, as `1 minute`; without it once, at the start. At most every 100 ms",
+    ),
+    (
+        "max_bytes",
+        "dimension: how much memory its rows may take; default 256 MiB. More is an error at the start; at a refresh the last \
+         rows are kept",
+    ),
     ("watermark.column", "source: the TIMESTAMP column that is the event time; without it there are no windows"),
     ("watermark.delay", "source: how late an event may be; default 0"),
     (

@@ -46,6 +46,13 @@ pub fn is_readable(table: &TableDefinition) -> bool {
     table.stored_as != "ELASTICSEARCH"
 }
 
+/// The same table, read where it is written and not from a replica.
+pub fn primary(table: &TableDefinition) -> TableDefinition {
+    let mut primary = table.clone();
+    primary.options.remove("replica");
+    primary
+}
+
 /// Whether a program that writes it may read it as well: what a batch wrote can be read as soon as it is committed.
 pub fn is_read_back(table: &TableDefinition) -> bool {
     let later = table.options.get("delivery").is_some_and(|delivery| delivery != "required");

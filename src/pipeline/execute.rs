@@ -78,6 +78,7 @@ impl Pipeline {
             inserts: BTreeMap::new(),
             views,
             files: BTreeMap::new(),
+            dimensions: plan.pinned(),
         };
         let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
         let (number, planned_at) = (plan.number, plan.planned_at);

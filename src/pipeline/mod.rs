@@ -43,6 +43,7 @@ mod execute;
 
 pub mod turn;
 
+pub use dimension::Age;
 pub use restore::ResetState;
 pub use start::{Begin, Pipeline};
 pub use turn::{BatchSummary, End, Options, Progress};

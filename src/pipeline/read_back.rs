@@ -8,6 +8,8 @@
 //! does, the next plan waits for its commit. What a plan read is in the checkpoint, as a dimension is: a replay finds the
 //! same rows, though a part of its own may be stored by then.
 
+use std::sync::Arc;
+
 use datafusion::prelude::{ident, lit};
 use datafusion::scalar::ScalarValue;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::dimension::{Version, read, rows_of};
 use crate::checkpoint::{Blob, Checkpoint};
+use crate::connector;
 use crate::point::point;
-use crate::sql::program::ReadBackSpec;
+use crate::sql::program::{DimensionSpec, ReadBackSpec};
 use crate::{Error, Result};
 
 pub struct ReadBack {
@@ -50,14 +53,16 @@ impl ReadBack {
         checkpoint: &Checkpoint,
         stop: &CancellationToken,
     ) -> Result<()> {
-        let table = &self.spec.table;
+        // A replica may not have what was committed just now.
+        let table = Arc::new(connector::primary(&self.spec.table));
         let since = self.spec.since.as_ref().zip(watermark).map(|((column, moved), watermark)| {
             let micros = Some(watermark.saturating_add(*moved));
             ident(column).gt_eq(lit(ScalarValue::TimestampMicrosecond(micros, None)))
         });
+        let wanted = DimensionSpec::whole(Arc::clone(&table), Arc::clone(&self.spec.pinned), since)?;
         let mut backoff = Backoff::while_running();
         let version = loop {
-            match read(table, since.clone()).await {
+            match read(&wanted).await {
                 Ok(version) => break version,
                 Err(error) => backoff.after_unless_stopped(stop, error, &table.name, "read it back").await?,
             }
@@ -80,7 +85,8 @@ impl ReadBack {
 
     /// Pins the rows that a plan names.
     pub async fn pin_version(&mut self, hash: &str, checkpoint: &Checkpoint) -> Result<()> {
-        let rows = rows_of(hash, &self.spec.table, checkpoint).await?;
+        let table = &self.spec.table;
+        let rows = rows_of(hash, &table.name, &table.schema, checkpoint).await?;
         self.spec.pinned.pin(rows);
         self.newest = None;
         Ok(())

@@ -8,12 +8,13 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::dimension::{Age, ages};
 use super::execute::{Executed, account, ends};
 use super::read_back::ReadBack;
 use super::start::{Pipeline, now};
 use super::watermark::Watermark;
 use super::write::{Sinks, ToWrite, Written};
-use crate::checkpoint::record::{Limits, SourcePlan};
+use crate::checkpoint::record::{DimensionCommit, Limits, SourcePlan};
 use crate::checkpoint::{Checkpoint, Commit, Plan};
 use crate::connector::{Cut, CutLimit, OffsetRange};
 use crate::point::point;
@@ -56,6 +57,8 @@ pub struct BatchSummary {
     pub commit: Duration,
     /// Lowest watermark; µs.
     pub watermark: Option<i64>,
+    /// How old the copies of the dimensions were, by table.
+    pub dimensions: BTreeMap<String, Age>,
 }
 
 /// What a run tells of itself.
@@ -190,10 +193,12 @@ impl Pipeline {
         if !anything {
             return Ok(None);
         }
-        let mut dimensions = BTreeMap::new();
+        let (mut dimensions, mut dimensions_read_at) = (BTreeMap::new(), BTreeMap::new());
         for dimension in &mut self.dimensions {
-            let hash = dimension.pin_newest(&self.checkpoint).await?;
-            dimensions.insert(dimension.spec.table.name.clone(), hash);
+            let DimensionCommit { version, read_at } = dimension.pin_newest(&self.checkpoint).await?;
+            let name = &dimension.spec.table.name;
+            dimensions.insert(name.clone(), version);
+            dimensions_read_at.insert(name.clone(), read_at);
         }
         for table in &self.read_back {
             dimensions.insert(table.spec.table.name.clone(), table.pin_newest()?);
@@ -210,6 +215,7 @@ impl Pipeline {
             sources,
             program: self.text.clone(),
             dimensions,
+            dimensions_read_at,
             partitions: settings.partitions_of_pipeline(),
             close_windows,
             limits: Some(limits),
@@ -234,6 +240,7 @@ impl Pipeline {
         let mut summary = BatchSummary { number, wait, run: began.elapsed(), ..BatchSummary::default() };
         describe(&mut summary, &commit);
         summary.lag = self.sources.values().map(|source| source.lag()).sum();
+        summary.dimensions = ages(&self.dimensions, &commit.dimensions, plan.planned_at);
         self.drain(ahead, observer).await?;
         point!("turn::before_write");
         let (sinks, checkpoint) = (Arc::clone(&self.sinks), self.checkpoint.clone());

@@ -51,6 +51,8 @@ pub mod pinned;
 
 pub mod shared;
 
+pub mod needed;
+
 pub mod place;
 
 pub mod words;

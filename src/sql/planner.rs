@@ -16,6 +16,7 @@ use super::explain::plain;
 use super::functions::{CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
+use super::needed::Needed;
 use super::pinned::{PinnedKind, PinnedTable};
 use super::program::{DimensionSpec, Insert, ReadBackSpec, SourceSpec};
 use super::read_back::take_turns;
@@ -191,8 +192,9 @@ impl<'a> Planner<'a> {
             self.sources.push(SourceSpec { table, pinned, watermark });
         } else if !written {
             let refresh = engine_options::refresh(&definition).map_err(located)?;
-            let table = Arc::clone(&definition);
-            self.dimensions.push(DimensionSpec { table, pinned, refresh });
+            let bytes_max = engine_options::bytes_max(&definition).map_err(located)?;
+            let (table, needed) = (Arc::clone(&definition), Needed::default());
+            self.dimensions.push(DimensionSpec { table, pinned, refresh, bytes_max, needed });
         }
         self.tables.insert(key, definition);
         Ok(())

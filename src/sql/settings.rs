@@ -405,7 +405,8 @@ pub fn size(text: &str) -> Option<u64> {
     (bytes.is_finite() && bytes < 9e15).then_some(bytes as u64)
 }
 
-fn shown(bytes: u64) -> String {
+/// As [`size`] reads it.
+pub fn shown(bytes: u64) -> String {
     let (mut number, mut units) = (bytes, ["bytes", "KiB", "MiB", "GiB", "TiB"].iter());
     let mut unit = units.next();
     while number >= 1024 && number % 1024 == 0 && units.len() > 0 {

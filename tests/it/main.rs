@@ -18,6 +18,7 @@ mod avro;
 mod brokers;
 mod cli;
 mod demo;
+mod dimensions;
 mod drift;
 mod elasticsearch;
 mod kill;

@@ -4,6 +4,8 @@ mod harness;
 
 mod check;
 
+mod dimensions;
+
 mod late;
 
 mod oracle;

@@ -116,6 +116,7 @@ impl World {
             .env("MONITORING_URL", &self.database_url)
             .env("ES_URL", &self.elasticsearch.url)
             .env("ES_INDEX", &self.index)
+            .env_remove("DATABASE_REPLICA_URL")
             .env_remove("ES_API_KEY")
             .env_remove("ES_CA_FILE")
             .env_remove("ES_BULK_CHUNK")

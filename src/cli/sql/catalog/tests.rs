@@ -88,6 +88,7 @@ async fn commit(checkpoint: &Checkpoint, number: u64, watermark: i64) {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        dimensions: BTreeMap::new(),
     };
     checkpoint.commit(&commit, bytes::Bytes::new()).await.unwrap();
 }

@@ -45,7 +45,7 @@ INSERT INTO kafka.lines SELECT k, id FROM HOP(kafka.events, ts, INTERVAL '1 minu
       queries.sql:2:77
        2 | CREATE EXTERNAL TABLE b (k VARCHAR) STORED AS PARQUET LOCATION 'b' OPTIONS ('watermark.dely' '1 second');
          |                                                                             ^^^^^^^^^^^^^^^^
-    hint: did you mean 'watermark.delay'? it has: compression, delivery, max_rows_per_row_group, refresh, role, watermark.column, watermark.delay, watermark.idle, watermark.max_ahead
+    hint: did you mean 'watermark.delay'? it has: compression, delivery, max_bytes, max_rows_per_row_group, refresh, role, watermark.column, watermark.delay, watermark.idle, watermark.max_ahead
 
     error: location "mysql://x" of table public.c is not the address of a database
       queries.sql:3:65

@@ -16,8 +16,9 @@ use datafusion::logical_expr::Expr;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use super::backoff::retry_at_start;
+use super::backoff::{insist, retry_at_start};
 use super::rows;
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector::{self, TableDefinition, nullable};
@@ -80,10 +81,11 @@ impl Dimension {
     }
 
     /// Makes the newest version durable and pins it; its hash goes into the plan.
-    pub async fn pin_newest(&mut self, checkpoint: &Checkpoint) -> Result<String> {
+    pub async fn pin_newest(&mut self, checkpoint: &Checkpoint, stop: &CancellationToken) -> Result<String> {
         let version = self.newest();
         if self.stored != version.hash {
-            let hash = checkpoint.put_blob(Blob::Dimension, version.image.clone()).await?;
+            let put = || checkpoint.put_blob(Blob::Dimension, version.image.clone());
+            let hash = insist(stop, "keep the rows of a dimension", put).await?;
             self.stored.clone_from(&version.hash);
             debug_assert_eq!(hash, version.hash);
         }

@@ -11,7 +11,7 @@ export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
-	@echo 'make test      everything, on a real Kafka, PostgreSQL with a replica, Elasticsearch and schema registry that it starts and stops'
+	@echo 'make test      everything, on a real Kafka, PostgreSQL with a replica, Elasticsearch, schema registry and S3 server that it starts and stops'
 	@echo 'make test-all  the same, with a kill campaign ten times as long, and the budget of instructions'
 	@echo 'make lint      clippy and rustfmt'
 	@echo 'make bench     how fast it is on this machine; make bench-peers: beside Spark and Flink (docs/performance.md)'
@@ -26,7 +26,7 @@ demo: prerequisites
 # those that stop the program at fail points, which only this build has. Of the dependencies it changes one small crate:
 # all else is built once for this and for `make demo`.
 test: prerequisites
-	tests/services/with kafka postgres replica elasticsearch registry -- cargo test --locked --features failpoints -- --include-ignored
+	tests/services/with kafka postgres replica elasticsearch registry s3 -- cargo test --locked --features failpoints -- --include-ignored
 
 # The budget wants a release build and valgrind: it fails beyond 1.05 times of benches/instructions.json.
 test-all: export POUNDLOCK_KILLS ?= 200

@@ -20,7 +20,8 @@
 //! Invariants: a batch costs the same however old the pipeline is (no listing, no reading back: one `head` for the
 //! fence, one put for the plan, the same for the commit). `commit/N` exists only if `commit/N-1` does. Of two
 //! processes on one checkpoint the one with the higher epoch wins: on local storage the lock keeps the second out, on
-//! object storage the first finds `epoch/<E+1>` and stops with "fenced by epoch E".
+//! object storage the first finds `epoch/<E+1>` and stops with "fenced by epoch E". There "put-if-absent" is the server's
+//! (`If-None-Match: *`), and one that does not honour it is refused when the epoch is taken.
 //!
 //! Failure: storage trouble is external and retryable, since every call may be repeated; a record that is torn, foreign
 //! or of another pipeline is an error that names it.
@@ -32,13 +33,15 @@ mod log;
 pub mod record;
 mod recovery;
 mod retain;
+pub mod s3;
+pub mod trouble;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode};
 use serde::de::DeserializeOwned;
@@ -217,7 +220,7 @@ impl Inner {
     }
 
     fn failed(&self, verb: &str, key: &str, e: object_store::Error) -> Error {
-        Error::external(format!("could not {verb} checkpoint file {}", self.describe(key))).cause(e).retryable()
+        trouble::explained(Error::external(format!("could not {verb} checkpoint file {}", self.describe(key))), &e)
     }
 
     fn fenced(&self, by: u64) -> Error {
@@ -274,13 +277,30 @@ impl Inner {
             let epoch = self.newest_epoch().await? + 1;
             let key = format!("epoch/{epoch:020}");
             let record = EpochRecord { epoch, started: now(), process: lock::this_process() };
-            if self.put_new(&key, frame::encode(&key, self.identity.uuid, &record, &[])?).await? {
+            let bytes = frame::encode(&key, self.identity.uuid, &record, &[])?;
+            if self.put_new(&key, bytes.clone()).await? {
+                self.honours_conditions(&key, bytes).await?;
                 return Ok(epoch);
             }
         }
         Err(Error::external(format!("could not take an epoch of pipeline {:?}", self.identity.name))
             .cause(format!("{EPOCH_ATTEMPTS} times another process was faster"))
             .hint("is the pipeline started over and over, in several places?"))
+    }
+
+    /// A server that overwrites what it is asked to put if absent would let two processes write one pipeline.
+    async fn honours_conditions(&self, key: &str, bytes: Bytes) -> Result<()> {
+        if self.location.local.is_some() || !self.put_new(key, bytes).await? {
+            return Ok(());
+        }
+        Err(Error::external(format!(
+            "the storage of checkpoint {} is not fit for it",
+            self.location.describe(&self.root)
+        ))
+        .cause("it has overwritten a file that was to be put only if absent (If-None-Match: *)")
+        .hint(
+            "take a server that honours conditional writes, as Amazon S3 and MinIO do, or a newer version of this one",
+        ))
     }
 
     /// Names in a folder that sort after `after`, sorted.
@@ -350,11 +370,17 @@ impl Inner {
             .map_err(|e| Error::internal(format!("writing checkpoint record {key} was stopped")).cause(e))?
     }
 
-    /// False if there is one already.
+    /// False if there is one already. It may be our own, whose answer was lost: who asks compares.
     async fn put_new(&self, key: &str, bytes: Bytes) -> Result<bool> {
-        match self.location.store.put_opts(&self.path(key), bytes.into(), PutMode::Create.into()).await {
+        let path = self.path(key);
+        match self.location.store.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            // Of two at the same time a server may refuse both.
+            Err(e @ object_store::Error::AlreadyExists { .. }) => match self.location.store.head(&path).await {
+                Ok(_) => Ok(false),
+                Err(object_store::Error::NotFound { .. }) => Err(self.failed("write", key, e)),
+                Err(e) => Err(self.failed("read", key, e)),
+            },
             Err(e) => Err(self.failed("write", key, e)),
         }
     }
@@ -366,12 +392,18 @@ impl Inner {
         }
     }
 
-    /// One that is gone already is fine.
-    async fn delete(&self, key: &str) -> Result<()> {
-        match self.location.store.delete(&self.path(key)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.failed("delete", key, e)),
+    /// Those that are gone already are fine. S3 takes a thousand of them in one request.
+    async fn delete(&self, keys: &[String]) -> Result<()> {
+        let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
+        let mut deleted = self.location.store.delete_stream(futures::stream::iter(paths).boxed());
+        while let Some(done) = deleted.next().await {
+            match done {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(self.failed("delete", keys.first().map_or("", String::as_str), e)),
+            }
+            point!("checkpoint::within_retain");
         }
+        Ok(())
     }
 }
 

@@ -44,16 +44,23 @@ pub const ENGINE_OPTIONS: &[OptionDoc] = &[
 pub struct OptionReader<'t> {
     table: &'t TableDefinition,
     own: &'static [OptionDoc],
+    /// Of what the table lies on.
+    more: &'static [OptionDoc],
 }
 
 impl<'t> OptionReader<'t> {
     /// `own` are the connector's options: all that will be asked for.
     pub fn new(table: &'t TableDefinition, own: &'static [OptionDoc]) -> Self {
-        Self { table, own }
+        Self { table, own, more: &[] }
+    }
+
+    /// Options beside the connector's own, which another reads: of the storage, say.
+    pub fn and(self, more: &'static [OptionDoc]) -> Self {
+        Self { more, ..self }
     }
 
     fn known(&self) -> impl Iterator<Item = &'static str> {
-        self.own.iter().chain(ENGINE_OPTIONS).map(|(name, _)| *name)
+        self.own.iter().chain(self.more).chain(ENGINE_OPTIONS).map(|(name, _)| *name)
     }
 
     fn is_known(&self, key: &str) -> bool {

@@ -31,6 +31,24 @@ pub async fn retry_at_start<T>(name: &str, what: &str, mut work: impl AsyncFnMut
     }
 }
 
+/// Asks the checkpoint, and again while its storage is away: nothing goes on without it, and Kafka holds the data. What it is
+/// asked may all be repeated.
+///
+/// # Errors
+/// The last one, if it will not pass, has come too often, or it was told to stop.
+pub async fn insist<T, W>(stop: &CancellationToken, what: &str, work: impl Fn() -> W) -> Result<T>
+where
+    W: Future<Output = Result<T>>,
+{
+    let mut backoff = Backoff::while_running();
+    loop {
+        match work().await {
+            Ok(done) => return Ok(done),
+            Err(error) => backoff.after_unless_stopped(stop, error, "checkpoint", what).await?,
+        }
+    }
+}
+
 /// Growing pauses between attempts, up to a limit.
 pub struct Backoff {
     attempt: u32,

@@ -21,8 +21,9 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use super::backoff::retry_at_start;
+use super::backoff::{insist, retry_at_start};
 use super::rows;
 use super::start::now;
 use crate::checkpoint::record::DimensionCommit;
@@ -107,13 +108,14 @@ impl Dimension {
     }
 
     /// Makes the newest version durable and pins it; what the plan says of it.
-    pub async fn pin_newest(&mut self, checkpoint: &Checkpoint) -> Result<DimensionCommit> {
+    pub async fn pin_newest(&mut self, checkpoint: &Checkpoint, stop: &CancellationToken) -> Result<DimensionCommit> {
         let (version, read_at) = {
             let newest = lock(&self.newest);
             (Arc::clone(&newest.version), newest.read_at)
         };
         if self.stored != version.hash {
-            let hash = checkpoint.put_blob(Blob::Dimension, version.image.clone()).await?;
+            let put = || checkpoint.put_blob(Blob::Dimension, version.image.clone());
+            let hash = insist(stop, "keep the rows of a dimension", put).await?;
             self.stored.clone_from(&version.hash);
             debug_assert_eq!(hash, version.hash);
         }

@@ -14,7 +14,7 @@ use datafusion::prelude::{ident, lit};
 use datafusion::scalar::ScalarValue;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, insist};
 use super::dimension::{Version, read, rows_of};
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector;
@@ -67,7 +67,8 @@ impl ReadBack {
                 Err(error) => backoff.after_unless_stopped(stop, error, &table.name, "read it back").await?,
             }
         };
-        checkpoint.put_blob(Blob::Dimension, version.image().clone()).await?;
+        let put = || checkpoint.put_blob(Blob::Dimension, version.image().clone());
+        insist(stop, "keep the rows that were read back", put).await?;
         point!("read_back::after_read");
         self.newest = Some(version);
         Ok(())

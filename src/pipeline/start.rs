@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
+use super::backoff::retry_at_start;
 use super::dimension::Dimension;
 use super::pending::{finish_old, forget_unfit, plan_anew};
 use super::read_back::ReadBack;
@@ -56,6 +58,8 @@ pub struct Pipeline {
     pub(super) text: String,
     pub(super) started: Instant,
     pub(super) since_snapshot: u64,
+    /// Whether to wait for a checkpoint that is away.
+    pub(super) stop: CancellationToken,
 }
 
 impl Pipeline {
@@ -75,14 +79,27 @@ impl Pipeline {
         let started = Instant::now();
         let program = Arc::new(program);
         let settings = &program.settings;
-        let checkpoint = Checkpoint::open(&settings.checkpoint, settings.name()?).await?;
-        let mut recovery = checkpoint.recover().await?;
+        let name = settings.name()?;
+        let open = async || Checkpoint::open(&settings.checkpoint, name).await;
+        let checkpoint = retry_at_start("checkpoint", "open the checkpoint", open).await?;
+        let recover = async || checkpoint.recover().await;
+        let mut recovery = retry_at_start("checkpoint", "read the checkpoint", recover).await?;
+        let newest = recovery.newest();
         let text = stored_text(&program.files)?;
-        let text = checkpoint.put_blob(Blob::Program, text).await?;
+        let keep = async || checkpoint.put_blob(Blob::Program, text.clone()).await;
+        let text = retry_at_start("checkpoint", "keep the text of the program", keep).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
         finish_old(&mut recovery, &text, &checkpoint, &program, begin.take_over, lookup).await?;
         prepare(&program).await?;
         let mut sinks = open_sinks(&program, &checkpoint, begin.take_over).await?;
+        if checkpoint.has_moved_on(&recovery, newest.max(recovery.newest())).await? {
+            recovery = checkpoint.recover().await?;
+            if let Some(plan) = recovery.pending.iter().find(|plan| plan.program != text) {
+                let error = "another process has planned a batch under other SQL while this one started";
+                let error = Error::external(error).at(format!("batch {}, epoch {}", plan.number, plan.epoch));
+                return Err(error.hint("start again: that process is fenced now"));
+            }
+        }
         fits(&sinks, &recovery)?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
@@ -170,6 +187,7 @@ impl Pipeline {
             program,
             started,
             since_snapshot: 0,
+            stop: CancellationToken::new(),
         })
     }
 }

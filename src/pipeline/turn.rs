@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::insist;
 use super::dimension::{Age, ages};
 use super::execute::{Executed, account, ends};
 use super::read_back::ReadBack;
@@ -85,6 +87,7 @@ impl Pipeline {
     /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
     pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
         self.sinks.lock().await.stop_with(stop.clone());
+        self.stop = stop.clone();
         let mut ahead = None;
         let done = self.batches(options, stop, observer, &mut ahead).await;
         // Whatever stopped it has nothing to do with the batch that is being written: that one is finished.
@@ -195,7 +198,7 @@ impl Pipeline {
         }
         let (mut dimensions, mut dimensions_read_at) = (BTreeMap::new(), BTreeMap::new());
         for dimension in &mut self.dimensions {
-            let DimensionCommit { version, read_at } = dimension.pin_newest(&self.checkpoint).await?;
+            let DimensionCommit { version, read_at } = dimension.pin_newest(&self.checkpoint, &self.stop).await?;
             let name = &dimension.spec.table.name;
             dimensions.insert(name.clone(), version);
             dimensions_read_at.insert(name.clone(), read_at);
@@ -221,7 +224,7 @@ impl Pipeline {
             limits: Some(limits),
             off: Some(self.program.off.clone()),
         };
-        self.checkpoint.plan(&plan).await?;
+        insist(&self.stop, "plan a batch", || self.checkpoint.plan(&plan)).await?;
         Ok(Some(plan))
     }
 
@@ -243,7 +246,7 @@ impl Pipeline {
         summary.dimensions = ages(&self.dimensions, &commit.dimensions, plan.planned_at);
         self.drain(ahead, observer).await?;
         point!("turn::before_write");
-        let (sinks, checkpoint) = (Arc::clone(&self.sinks), self.checkpoint.clone());
+        let (sinks, checkpoint, stop) = (Arc::clone(&self.sinks), self.checkpoint.clone(), self.stop.clone());
         let positions = plan.sources.iter().map(|(name, source)| (name.clone(), ends(&source.ranges))).collect();
         let dead = self.program.dead_letters.as_ref().map(|table| table.name.clone());
         let task = tokio::spawn(async move {
@@ -254,10 +257,9 @@ impl Pipeline {
             account(&mut commit, &to_write, &written);
             summary.dead_letters =
                 commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
-            checkpoint.commit(&commit, delta).await?;
+            insist(&stop, "commit the batch", || checkpoint.commit(&commit, delta.clone())).await?;
             if let Some(state) = snapshot {
-                checkpoint.snapshot(number, state).await?;
-                checkpoint.retain().await?;
+                keep(&checkpoint, &stop, number, &state).await?;
             }
             summary.commit = began.elapsed();
             Ok(summary)
@@ -324,8 +326,7 @@ impl Pipeline {
     async fn snapshot_at_end(&mut self) -> Result<()> {
         if self.since_snapshot > 0 && self.next > 0 {
             let image = self.image()?;
-            self.checkpoint.snapshot(self.next - 1, image).await?;
-            self.checkpoint.retain().await?;
+            keep(&self.checkpoint, &self.stop, self.next - 1, &image).await?;
         }
         Ok(())
     }
@@ -383,6 +384,13 @@ async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap
 
 async fn write(sinks: &tokio::sync::Mutex<Sinks>, batch: &ToWrite, checkpoint: &Checkpoint) -> Result<Written> {
     sinks.lock().await.write(batch, checkpoint).await
+}
+
+/// The state after a batch, and no more of what came before than is needed.
+async fn keep(checkpoint: &Checkpoint, stop: &CancellationToken, number: u64, state: &Bytes) -> Result<()> {
+    insist(stop, "keep the state", || checkpoint.snapshot(number, state.clone())).await?;
+    insist(stop, "remove what is not needed any more", || checkpoint.retain()).await?;
+    Ok(())
 }
 
 fn describe(summary: &mut BatchSummary, commit: &Commit) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::{Backoff, retry_at_start};
+use super::backoff::{Backoff, insist, retry_at_start};
 use super::dead_letters::{self, DeadLetter};
 use super::records::Archive;
 use super::rows::Digests;
@@ -253,12 +253,18 @@ async fn write_one(
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
         let of = BatchPlan { batch: request.batch, planned_at: request.planned_at };
-        let stored = if report.already { checkpoint.get_refused(of, name).await? } else { None };
+        let stored = match report.already {
+            true => insist(stop, "read what was refused", || checkpoint.get_refused(of, name)).await?,
+            false => None,
+        };
         match stored {
             Some(stored) => report.refusals = stored,
             // Stopped before they were stored: then the sink's own, made again from the same rows, are as good.
             None if report.refusals.is_empty() => {}
-            None => report.refusals = checkpoint.put_refused(of, name, &report.refusals).await?,
+            None => {
+                let put = || checkpoint.put_refused(of, name, &report.refusals);
+                report.refusals = insist(stop, "keep what was refused", put).await?;
+            }
         }
     }
     Ok((report, request))

@@ -85,7 +85,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_CHECKPOINT", "CHECKPOINT_BASE"],
         default: Some("checkpoint"),
         value: "PATH",
-        doc: "Where plans, commits and window state are kept: a folder or a URL",
+        doc: "Where plans, commits and window state are kept: a folder, or `s3://BUCKET/PATH`",
     },
     SettingDoc {
         name: "max_rows_per_batch",

@@ -26,6 +26,7 @@ mod monitoring;
 mod pipeline;
 mod recovery;
 mod retention;
+mod s3;
 mod sample;
 mod secrets;
 mod secured;

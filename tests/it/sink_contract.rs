@@ -2,8 +2,8 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, PostgreSQL, Kafka
-//!                               (JSON and Avro), Elasticsearch
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet (on disk and S3),
+//!                               PostgreSQL, Kafka (JSON and Avro), Elasticsearch
 //! ```
 //!
 //! Clauses for all subjects stand in the macro below, those for some beside the subject's name: a clause that says nothing
@@ -337,6 +337,7 @@ contract!(memory, Memory<true>, [an_older_start_writes_nothing_more]);
 contract!(memory_without_transactions, Memory<false>, [an_older_start_writes_nothing_more]);
 contract!(sqlite, Sqlite, [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key]);
 contract!(parquet, Parquet, [an_older_start_writes_the_same_files]);
+contract!(parquet_on_s3, ParquetOnS3, [an_older_start_writes_nothing_more], ignore = "needs S3: make test");
 contract!(
     postgres,
     Postgres,

@@ -37,6 +37,7 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 use uuid::Uuid;
 
 use super::{Table, drift, layout};
+use crate::checkpoint::trouble::explained;
 use crate::connector::{BoundedTable, TableDefinition, nullable};
 use crate::{Error, Result};
 
@@ -79,7 +80,7 @@ pub async fn provider(
 
 async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
     let location = &table.location;
-    let failed = |e: object_store::Error| table.failed("list").cause(e).retryable();
+    let failed = |e: object_store::Error| explained(table.failed("list"), &e);
     if visible == Visible::All {
         // LOCATION may be one file.
         if location.path.as_ref().ends_with(".parquet") && location.local.as_ref().is_none_or(|local| local.is_file()) {
@@ -115,6 +116,13 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
             }
         }
     }
+    if visible == Visible::All && found.is_empty() && location.local.is_none() {
+        // There are no folders there that might be empty.
+        return Err(Error::user(format!("table {} has no file", table.definition.name))
+            .at(table.definition.place.clone())
+            .cause(format!("there is none below {}", location.describe(&location.path)))
+            .hint("the names of its files end in .parquet"));
+    }
     if let Some(example) = example {
         let table = table.definition.name.as_str();
         tracing::warn!(files = foreign, table, %example, "files that this pipeline did not write are not read");
@@ -124,8 +132,9 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
 
 /// From the path's folders.
 fn partition_values(table: &Table, object: &ObjectMeta) -> Result<Vec<ScalarValue>> {
+    let shown = table.location.describe(&object.location);
     let misplaced = |cause: String| {
-        Error::user(format!("file /{} is in no partition of table {}", object.location, table.definition.name))
+        Error::user(format!("file {shown} is in no partition of table {}", table.definition.name))
             .at(table.definition.place.clone())
             .cause(cause)
             .hint("the table's files lie in folders named column=value, one level for each column of PARTITIONED BY")
@@ -235,7 +244,7 @@ impl ParquetTable {
         let store = &self.table.location.store;
         let named = |e: DataFusionError| {
             DataFusionError::Context(
-                format!("file /{} cannot be read as Parquet", file.object_meta.location),
+                format!("file {} cannot be read as Parquet", self.table.location.describe(&file.object_meta.location)),
                 Box::new(e),
             )
         };

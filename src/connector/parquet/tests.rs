@@ -395,7 +395,8 @@ fn declarations_that_cannot_work() {
         (&(|d: &mut TableDefinition| d.unbounded = true) as &dyn Fn(&mut TableDefinition), "is UNBOUNDED"),
         (&|d| d.partition_columns = vec!["week".into()], "not a column"),
         (&|d| d.partition_columns = vec!["amount".into()], "cannot be partitioned by \"amount\""),
-        (&|d| d.location = "s3://bucket/x".into(), "later release"),
+        (&|d| d.location = "gs://bucket/x".into(), "not a kind of storage yet"),
+        (&|d| drop(d.options.insert("s3.colour".into(), "red".into())), "is not an option"),
         (&|d| drop(d.options.insert("compression".into(), "brotli".into())), "not one of zstd, lz4, snappy, none"),
         (&|d| drop(d.options.insert("max_rows_per_row_group".into(), "0".into())), "not a usable number"),
         (&|d| drop(d.options.insert("colour".into(), "red".into())), "is not an option"),
@@ -472,6 +473,40 @@ async fn tables_in_memory_work_alike() {
     let mut sink = opened(&definition).await;
     write(&mut sink, 1, vec![insert(&definition, 0, vec![rows(&[(Some(1), 1, None)])])]).await.unwrap();
     assert_eq!(value(&definition, committed(1), "SELECT count(*) FROM events").await.unwrap(), "1");
+}
+
+/// Where there is no lock: see `mark`.
+#[tokio::test]
+async fn elsewhere_than_on_this_machine_only_the_newest_start_begins_a_batch() {
+    let definition = definition(&format!("memory://{}/lake/events", Uuid::new_v4().simple()), &["day"]);
+    let definition = Arc::new(definition);
+    let of = |day: i32| vec![insert(&definition, 0, vec![rows(&[(Some(day), 1, None)])])];
+    let start = async |epoch: u64| {
+        let mut sink = ParquetSink::for_tables(&[Arc::clone(&definition)]).unwrap().remove(0);
+        let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch, takes_over: false };
+        let newest = sink.open(&identity).await?;
+        Ok::<_, Error>((sink, newest))
+    };
+    let (mut old, newest) = start(1).await.unwrap();
+    assert_eq!(newest, None);
+    write(&mut old, 1, of(1)).await.unwrap();
+    let (mut new, newest) = start(2).await.unwrap();
+    assert_eq!(newest, Some(1));
+    // Begun before: written again as it was planned, by whomever.
+    write(&mut old, 1, of(1)).await.unwrap();
+    assert!(new.holds(1).await.unwrap() && !new.holds(2).await.unwrap());
+    // Planned anew by the newer start: what the older one planned does not come, late or not.
+    for _ in 0..2 {
+        let error = write(&mut old, 2, of(7)).await.unwrap_err();
+        assert!(error.message().starts_with("fenced by epoch 2") && !error.is_retryable(), "{error}");
+        write(&mut new, 2, of(2)).await.unwrap();
+    }
+    let days = "SELECT string_agg(day::varchar, ' ' ORDER BY day) FROM events";
+    assert_eq!(value(&definition, committed(2), days).await.unwrap(), "1970-01-02 1970-01-03");
+    assert!(start(1).await.unwrap_err().message().starts_with("fenced by epoch 2"));
+    // A batch without rows begins nothing.
+    write(&mut new, 3, vec![insert(&definition, 0, vec![])]).await.unwrap();
+    assert_eq!(start(3).await.unwrap().1, Some(2));
 }
 
 #[tokio::test]

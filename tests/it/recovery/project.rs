@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::contents;
 use crate::cli::poundlock;
-use crate::harness::{Elasticsearch, Program, create_topics, psql};
+use crate::harness::{Elasticsearch, Program, S3, create_topics, psql};
 
 /// Of the input topic.
 pub const PARTITIONS: i32 = 4;
@@ -53,7 +53,7 @@ CREATE EXTERNAL TABLE db.counts (window_start TIMESTAMP, k VARCHAR, n BIGINT, PR
 CREATE EXTERNAL TABLE db.closed (window_start TIMESTAMP, k VARCHAR, n BIGINT)
   STORED AS DATABASE LOCATION '${DATABASE_URL}';
 CREATE EXTERNAL TABLE lake.events (id BIGINT, share BIGINT)
-  STORED AS PARQUET LOCATION 'lake/events' PARTITIONED BY (k VARCHAR);
+  STORED AS PARQUET LOCATION '${LAKE:-lake}/events' PARTITIONED BY (k VARCHAR);
 CREATE EXTERNAL TABLE kafka.copies (id BIGINT, share BIGINT) STORED AS KAFKA LOCATION '${COPIES}'
   OPTIONS ('brokers' '${KAFKA_BROKER}', 'format' 'json', 'transactional' '${TRANSACTIONS}');
 CREATE EXTERNAL TABLE kafka.dead (
@@ -123,6 +123,8 @@ pub struct Project {
     pub servers: Servers,
     /// Where it writes documents too; without it those tables are off.
     pub elasticsearch: Option<Elasticsearch>,
+    /// Where lake and checkpoint are, if not in the folder.
+    pub s3: Option<S3>,
     _broker: Option<MockBroker>,
     /// Of a database that is to be removed.
     server_url: Option<String>,
@@ -168,7 +170,8 @@ impl Project {
                 server_url = Some(url);
             }
         }
-        let project = Self { folder, name, environment, servers, elasticsearch: None, _broker: broker, server_url };
+        let project =
+            Self { folder, name, environment, servers, elasticsearch: None, s3: None, _broker: broker, server_url };
         fs::create_dir(project.path("queries")).unwrap();
         project.write(QUERIES);
         project
@@ -179,6 +182,16 @@ impl Project {
         let server = Elasticsearch::of_environment();
         self.environment.insert("ES_URL", server.url.clone());
         self.elasticsearch = Some(server);
+        self
+    }
+
+    /// With lake and checkpoint on S3.
+    pub fn on_s3(mut self) -> Self {
+        let s3 = S3::of_environment();
+        for (variable, of) in [("LAKE", "lake"), ("CHECKPOINT_BASE", "checkpoint")] {
+            self.environment.insert(variable, s3.url(&format!("{}/{of}", self.name)));
+        }
+        self.s3 = Some(s3);
         self
     }
 
@@ -274,12 +287,17 @@ impl Project {
     }
 
     async fn checkpoint(&self) -> Checkpoint {
-        let url = self.path("checkpoint").to_str().unwrap().to_string();
+        let local = || self.path("checkpoint").to_str().unwrap().to_string();
+        let url = self.environment.get("CHECKPOINT_BASE").cloned().unwrap_or_else(local);
         Checkpoint::read_only(&url, &self.name).await.unwrap().expect("there is a checkpoint")
     }
 
     pub fn lake(&self) -> Vec<String> {
-        contents::parquet(&self.path("lake"), &["id", "share"])
+        let folder = match &self.s3 {
+            Some(s3) => s3.folder(&format!("{}/lake", self.name)),
+            None => self.path("lake"),
+        };
+        contents::parquet(&folder, &["id", "share"])
     }
 }
 
@@ -296,6 +314,7 @@ impl Drop for Project {
         if let Some(server) = &self.elasticsearch {
             server.delete(&format!("{0}_copies,{0}_counts", self.name));
         }
+        self.s3.iter().for_each(|s3| s3.delete(&self.name));
     }
 }
 

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::rig::{Keyed, Newest, Row, Subject, Tables};
 use crate::avro::{ask, variable};
-use crate::harness::{psql, wait_for};
+use crate::harness::{Proxy, S3, psql, wait_for};
 
 mod elasticsearch;
 
@@ -237,27 +237,100 @@ impl Subject for Parquet {
         only(&self.tables)
     }
 
-    /// As a program that globs the folder.
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {
-        let mut rows = vec![];
-        for folder in entries(&self.folder.path().join(short(table))) {
-            let name = folder.file_name().unwrap().to_str().unwrap();
-            let Some((_, part)) = name.split_once("part=") else { panic!("{name} is no partition") };
-            for file in entries(&folder).filter(|file| file.extension().is_some_and(|end| end == "parquet")) {
-                let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
-                rows.extend(reader.build().unwrap().flat_map(|batch| rows_of(&batch.unwrap(), Some(part))));
-            }
-        }
-        rows
+        rows_of_folder(&self.folder.path().join(short(table)))
     }
 
     fn impossible(&self) -> Vec<(Row, &'static str)> {
-        vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
+        no_folders()
     }
 }
 
+/// As a program that globs the folder; what begins with `_` is no data.
+fn rows_of_folder(folder: &Path) -> Vec<Row> {
+    let mut rows = vec![];
+    for folder in entries(folder) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        if name.starts_with('_') {
+            continue;
+        }
+        let Some((_, part)) = name.split_once("part=") else { panic!("{name} is no partition") };
+        for file in entries(&folder).filter(|file| file.extension().is_some_and(|end| end == "parquet")) {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
+            rows.extend(reader.build().unwrap().flat_map(|batch| rows_of(&batch.unwrap(), Some(part))));
+        }
+    }
+    rows
+}
+
+/// Rows whose partition cannot name a folder.
+fn no_folders() -> Vec<(Row, &'static str)> {
+    vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
+}
+
+/// The same on object storage, reached as the options of the tables say.
+pub struct ParquetOnS3 {
+    server: S3,
+    name: String,
+    way: Proxy,
+    tables: Tables,
+}
+
+impl Subject for ParquetOnS3 {
+    // By the marks.
+    const FENCES: bool = true;
+    const NEWEST: Newest = Newest::Begun;
+
+    fn fresh() -> Self {
+        let (server, name) = (S3::of_environment(), format!("contract-{}", Uuid::new_v4()));
+        let way = Proxy::start(&server.endpoint);
+        let make = |table_name: &str, options: &[(&str, &str)]| {
+            let endpoint = way.url();
+            let options = [&[("s3.endpoint", endpoint.as_str()), ("s3.allow_http", "true")], options].concat();
+            let table = table(table_name, "PARQUET", &server.url(&format!("{name}/{table_name}")), &options);
+            TableDefinition { partition_columns: vec!["part".into()], ..table }
+        };
+        let tables = tables(make, false);
+        Self { server, name, way, tables }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        rows_of_folder(&self.server.folder(&format!("{}/{}", self.name, short(table))))
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        no_folders()
+    }
+
+    /// The next answers to a file and to a mark are lost: the server has done what it was asked.
+    fn trouble(&self, _after: Duration) -> bool {
+        self.way.lose_answer_to(".parquet");
+        self.way.lose_answer_to("/_poundlock/");
+        false // a write asks again
+    }
+}
+
+impl Drop for ParquetOnS3 {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for you: {}", self.server.folder(&self.name).display());
+            return;
+        }
+        self.server.delete(&self.name);
+    }
+}
+
+/// None of a folder that is not there yet.
 fn entries(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
-    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path())
+    std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path())
 }
 
 pub struct Postgres {

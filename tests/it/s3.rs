@@ -120,7 +120,9 @@ fn a_server_that_goes_away_is_waited_for_and_nothing_is_lost() {
 fn answers_that_are_lost_change_nothing() {
     let undisturbed = Project::new(Servers::Embedded);
     let mut project = Project::new(Servers::Embedded).on_s3();
-    [&undisturbed, &project].map(|project| project.write(&format!("{QUERIES}{HISTORY}")));
+    for project in [&undisturbed, &project] {
+        project.write(&format!("{QUERIES}{HISTORY}"));
+    }
     undisturbed.feed(0);
     undisturbed.run(&["--close-windows"]);
     let way = Proxy::start(&project.s3.as_ref().unwrap().endpoint);

@@ -21,6 +21,7 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         close_windows: false,
         limits: None,
         off: None,
+        outbox_refused: vec![],
     }
 }
 
@@ -38,6 +39,7 @@ fn commit_of(plan: &Plan, epoch: u64) -> Commit {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        outbox_refused: vec![],
     }
 }
 

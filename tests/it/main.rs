@@ -21,6 +21,7 @@ mod demo;
 mod elasticsearch;
 mod kill;
 mod monitoring;
+mod outbox;
 mod pipeline;
 mod recovery;
 mod retention;

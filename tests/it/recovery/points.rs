@@ -45,7 +45,7 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
     (0..STAGES).for_each(|stage| undisturbed.feed(stage));
     undisturbed.run(&["--close-windows"]);
     let expected = contents::of(&undisturbed);
-    let seen = ["db.shares", "db.counts", "db.closed", "lake.events", "kafka.copies", "kafka.dead"];
+    let seen = ["db.shares", "db.counts", "db.closed", "late.copies", "lake.events", "kafka.copies", "kafka.dead"];
     let documents: &[&str] = if servers == Servers::Real { &["es.copies", "es.counts"] } else { &[] };
     let history = &expected["db.history"];
     assert!(
@@ -74,12 +74,20 @@ fn compare(servers: Servers, wanted: impl Fn(&str) -> bool) {
     });
 }
 
+/// A second database, with an outbox, which refuses the rows that the lake refuses too.
+const LATE: &str = "
+CREATE SCHEMA late;
+CREATE EXTERNAL TABLE late.copies (id BIGINT, k VARCHAR NOT NULL) STORED AS DATABASE LOCATION 'sqlite:late'
+  OPTIONS ('delivery' 'outbox');
+INSERT INTO late.copies SELECT id, nullif(k, '') FROM valid;
+";
+
 fn project(servers: Servers) -> Project {
     let project = match servers {
         Servers::Embedded => Project::new(servers),
         Servers::Real => Project::new(servers).with_elasticsearch(),
     };
-    project.write(&format!("{QUERIES}{HISTORY}"));
+    project.write(&format!("{QUERIES}{HISTORY}{LATE}"));
     project
 }
 

@@ -88,6 +88,7 @@ async fn commit(checkpoint: &Checkpoint, number: u64, watermark: i64) {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        outbox_refused: vec![],
     };
     checkpoint.commit(&commit, bytes::Bytes::new()).await.unwrap();
 }

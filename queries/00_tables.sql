@@ -141,7 +141,8 @@ STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing');
 -- ── Elasticsearch: off as long as ES_URL is not set, for a table whose LOCATION is empty is off ─────────────────────────
 
 -- Both are documents of one index, told apart by their type; migrations/elasticsearch has its mapping. A document's _id is the
--- PRIMARY KEY, so that it is the same one when its batch is written again.
+-- PRIMARY KEY, so that it is the same one when its batch is written again. They are delivered out of an outbox: when Elasticsearch
+-- is dead, its documents wait in the checkpoint, and nothing else does. `poundlock status` tells how many.
 CREATE EXTERNAL TABLE es.anomalies (
   "type"       VARCHAR,
   window_start TIMESTAMP,
@@ -155,7 +156,7 @@ CREATE EXTERNAL TABLE es.anomalies (
   PRIMARY KEY ("type", window_start, window_end, user_id)
 )
 STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
-OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'delivery' 'outbox', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
          'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
 
 CREATE EXTERNAL TABLE es.summaries (
@@ -171,7 +172,7 @@ CREATE EXTERNAL TABLE es.summaries (
   PRIMARY KEY ("type", window_start, window_end)
 )
 STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
-OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'delivery' 'outbox', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
          'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
 
 -- ── Monitoring: off as long as MONITORING_URL is not set ───────────────────────────────────────────────────────────────

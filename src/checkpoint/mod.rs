@@ -8,6 +8,9 @@
 //! <base>/<name>/commit/<N>               put-if-absent, after everything is: the commit and the state delta
 //! <base>/<name>/state/<N>                snapshot of the state after batch N
 //! <base>/<name>/refused/<N>-<planned at>-<sink>  rows that a sink refused, before it reports done
+//! <base>/<name>/outbox/…                 rows of committed batches that wait for a sink (see [`outbox`])
+//! <base>/<name>/outbox-refused/…         what such a sink has refused of them
+//! <base>/<name>/status                   what the process that runs tells of itself (see [`status`])
 //! <base>/<name>/program/<hash>           SQL text, by content
 //! <base>/<name>/dimension/<hash>         rows of a dimension table, by content
 //! <base>/<name>/kept/…                   what connectors would else ask again: schemas
@@ -30,10 +33,12 @@ pub mod durable;
 pub mod frame;
 mod lock;
 mod log;
+pub mod outbox;
 pub mod record;
 mod recovery;
 mod retain;
 pub mod s3;
+pub mod status;
 pub mod trouble;
 
 use std::collections::BTreeMap;
@@ -54,6 +59,7 @@ use crate::{Error, Result};
 
 pub use durable::Location;
 pub use log::{BatchPlan, Blob};
+pub use outbox::Waiting;
 pub use record::{Commit, Plan};
 pub use recovery::Recovery;
 pub use retain::{COMMITS_KEPT, SNAPSHOTS_KEPT};
@@ -120,7 +126,7 @@ impl Checkpoint {
         if let Some(local) = &location.local {
             let folder = local.join(name);
             lock = Some(lock::take(&folder)?);
-            let removed = durable::Durable::sweep(&folder, 1)
+            let removed = durable::Durable::sweep(&folder, 2)
                 .map_err(|e| Error::external(format!("could not read {}", folder.display())).cause(e))?;
             if removed > 0 {
                 let folder = folder.display();

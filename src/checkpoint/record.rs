@@ -35,6 +35,9 @@ pub struct Plan {
     /// Tables whose address was empty: addresses are not in the program's text. `None` as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off: Option<BTreeSet<String>>,
+    /// Files of rows that sinks with an outbox have refused of earlier batches: their dead letters are in this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox_refused: Vec<String>,
 }
 
 /// The settings of the same names.
@@ -72,6 +75,9 @@ pub struct Commit {
     /// What it joined with, by dimension.
     #[serde(default)]
     pub dimensions: BTreeMap<String, DimensionCommit>,
+    /// As in its plan: they are of no use any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox_refused: Vec<String>,
 }
 
 /// The copy of a dimension that a batch joined with; its age in the batch is `planned_at - read_at`.
@@ -123,13 +129,16 @@ pub struct PartitionCommit {
     pub refused_by_query: u64,
 }
 
-/// produced = written + conflict + refused.
+/// produced = written + conflict + refused + outbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InsertCommit {
     pub table: String,
     pub produced: u64,
     #[serde(flatten)]
     pub report: InsertReport,
+    /// Rows that were put into an outbox; `None`: the sink has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<u64>,
     pub hash: String,
 }
 

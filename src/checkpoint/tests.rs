@@ -22,6 +22,7 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         close_windows: false,
         limits: None,
         off: None,
+        outbox_refused: vec![],
     }
 }
 
@@ -40,6 +41,7 @@ fn commit_of(plan: &Plan, epoch: u64) -> Commit {
         views: BTreeMap::new(),
         files: BTreeMap::new(),
         dimensions: BTreeMap::new(),
+        outbox_refused: vec![],
     }
 }
 

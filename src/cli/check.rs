@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::flags::SettingFlags;
 use super::load::load;
 use super::output::{Out, print_error};
-use crate::connector::{self, Sink, TableDefinition, redact};
+use crate::connector::{self, Delivery, Sink, TableDefinition, delivery, redact};
 use crate::sql::Program;
 use crate::sql::program::{ReadBackSpec, SourceSpec, WatermarkSpec};
 use crate::sql::settings::shown;
@@ -120,6 +120,7 @@ struct ReadBack {
 #[derive(Debug, Serialize)]
 struct SinkReport {
     name: String,
+    delivery: Delivery,
     guarantee: &'static str,
     how: String,
     tables: Vec<String>,
@@ -140,7 +141,8 @@ impl Report {
     /// # Errors
     /// Tables that cannot be written, or not together.
     fn of(program: &Program) -> Result<Self> {
-        let sinks = connector::sinks(&program.written())?;
+        let written = program.written();
+        let sinks = connector::sinks(&written)?;
         let sink_of = |table: &str| sinks.iter().find(|sink| sink.tables().iter().any(|own| own == table));
         let sources: Vec<Source> = program.sources.iter().map(source).collect();
         let inserts = program.inserts.iter().map(|insert| {
@@ -172,7 +174,7 @@ impl Report {
             windowed_views: views(program),
             read_back: program.read_back.iter().map(read_back).collect(),
             inserts: inserts.collect(),
-            sinks: sinks.iter().map(|sink| sink_report(sink.as_ref())).collect(),
+            sinks: sinks.iter().map(|sink| sink_report(sink.as_ref(), delivery(sink.as_ref(), &written))).collect(),
             sources,
             off: program.off.clone(),
             warnings: program.warnings.clone(),
@@ -243,7 +245,13 @@ impl Report {
         section(
             &mut out,
             "guarantees",
-            self.sinks.iter().map(|sink| vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()]),
+            self.sinks.iter().map(|sink| {
+                let mut lines = vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()];
+                if sink.delivery == Delivery::Outbox {
+                    lines.push("from an outbox, in the background: a batch is committed before it is there".into());
+                }
+                lines
+            }),
         );
         section(&mut out, "off, for their address is empty", self.off.iter().map(|table| vec![table.clone()]));
         section(&mut out, "warnings", self.warnings.iter().map(|warning| vec![warning.clone()]));
@@ -320,9 +328,10 @@ fn read_back(spec: &ReadBackSpec) -> ReadBack {
     ReadBack { table: spec.table.name.clone(), address: address(&spec.table), how_far }
 }
 
-fn sink_report(sink: &dyn Sink) -> SinkReport {
+fn sink_report(sink: &dyn Sink, delivery: Delivery) -> SinkReport {
     let guarantee = sink.guarantee();
-    SinkReport { name: sink.name().to_string(), guarantee: guarantee.level, how: guarantee.how, tables: sink.tables() }
+    let (name, tables) = (sink.name().to_string(), sink.tables());
+    SinkReport { name, delivery, guarantee: guarantee.level, how: guarantee.how, tables }
 }
 
 /// Kind and place of a table, without secrets.

@@ -37,7 +37,12 @@ pub const ENGINE_OPTIONS: &[OptionDoc] = &[
         "source: an event so far ahead of the clock moves no watermark and enters no window; \
                              default 1 hour",
     ),
-    ("delivery", "reserved: taken and without effect. Every sink is required, that is, each batch waits for it"),
+    (
+        "delivery",
+        "sink: `required` (default), each batch waits until it is there; `outbox`: the rows of a batch wait in the checkpoint and are \
+         delivered in the background, so that a system that is away stops nothing. The same for all tables of one system. Not for \
+         PARQUET, nor for dead letters",
+    ),
 ];
 
 /// Reads the options of a table; [`OptionReader::finish`] refuses what is in no list.

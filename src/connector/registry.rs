@@ -10,7 +10,7 @@ use super::database::{self, DatabaseTable, OnConflict};
 use super::elasticsearch::{ElasticsearchSink, ElasticsearchTable, OpType};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
 use super::parquet::{self, ParquetSink, Visible};
-use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
+use super::{BoundedTable, Delivery, Sink, SourceTable, TableDefinition, file};
 use crate::{Error, Part, Result};
 
 /// Checks a table's location and options without connecting to anything.
@@ -86,8 +86,31 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
                 .about(Part::StoredAs)
                 .hint("write to PARQUET, DATABASE, KAFKA or ELASTICSEARCH"))
         }
-        None => Ok(sinks),
+        None => sinks.iter().try_for_each(|sink| same_delivery(sink.as_ref(), tables)).map(|()| sinks),
     }
+}
+
+/// Whether batches wait for a sink of [`sinks`]: all its tables say the same.
+pub fn delivery(sink: &dyn Sink, tables: &[Arc<TableDefinition>]) -> Delivery {
+    let own = sink.tables();
+    let is_outbox = tables.iter().any(|table| own.contains(&table.name) && table.delivery() == Delivery::Outbox);
+    if is_outbox { Delivery::Outbox } else { Delivery::Required }
+}
+
+/// A system takes the rows of a batch together, and knows of one last batch: it cannot be ahead with some of its tables.
+fn same_delivery(sink: &dyn Sink, tables: &[Arc<TableDefinition>]) -> Result<()> {
+    let own = sink.tables();
+    let of = |delivery| tables.iter().find(|table| own.contains(&table.name) && table.delivery() == delivery);
+    let (Some(required), Some(outbox)) = (of(Delivery::Required), of(Delivery::Outbox)) else { return Ok(()) };
+    let error =
+        format!("tables {} and {} are of one system, which only one has an outbox for", required.name, outbox.name);
+    let hint = match outbox.stored_as.as_str() {
+        "DATABASE" => {
+            "give both the same 'delivery'; or, in PostgreSQL, the table with the outbox 'transaction' 'own': then it is a sink by itself"
+        }
+        _ => "give all tables of one cluster the same 'delivery'",
+    };
+    Err(Error::user(error).at(outbox.place.clone()).about(Part::OptionValue("delivery".into())).hint(hint))
 }
 
 /// # Errors

@@ -23,7 +23,8 @@ use futures::StreamExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::{insist, retry_at_start};
+use super::backoff::retry_at_start;
+use super::breaker::insist;
 use super::rows;
 use super::start::now;
 use crate::checkpoint::record::DimensionCommit;

@@ -29,6 +29,12 @@ mod read_back;
 
 pub mod write;
 
+pub mod outbox;
+
+pub mod breaker;
+
+mod status;
+
 pub mod start;
 
 mod pending;
@@ -45,5 +51,5 @@ pub mod turn;
 
 pub use dimension::Age;
 pub use restore::ResetState;
-pub use start::{Begin, Pipeline};
+pub use start::{Begin, Pipeline, now};
 pub use turn::{BatchSummary, End, Options, Progress};

@@ -14,8 +14,9 @@ use datafusion::prelude::{ident, lit};
 use datafusion::scalar::ScalarValue;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::{Backoff, insist};
+use super::breaker::{Breaker, insist};
 use super::dimension::{Version, read, rows_of};
+use super::start::now;
 use crate::checkpoint::{Blob, Checkpoint};
 use crate::connector;
 use crate::point::point;
@@ -46,7 +47,7 @@ impl ReadBack {
     /// Reads what is stored and makes it durable. Nothing that is written to the table may be on its way.
     ///
     /// # Errors
-    /// The table cannot be read, though it was tried as often as a sink is; or it was told to stop.
+    /// The table cannot be read, for a reason that will not pass; or it was told to stop.
     pub async fn read(
         &mut self,
         watermark: Option<i64>,
@@ -60,13 +61,15 @@ impl ReadBack {
             ident(column).gt_eq(lit(ScalarValue::TimestampMicrosecond(micros, None)))
         });
         let wanted = DimensionSpec::whole(Arc::clone(&table), Arc::clone(&self.spec.pinned), since)?;
-        let mut backoff = Backoff::while_running();
+        let breaker = Breaker::new(&table.name, "the next batch waits", now());
         let version = loop {
+            breaker.attempt();
             match read(&wanted).await {
                 Ok(version) => break version,
-                Err(error) => backoff.after_unless_stopped(stop, error, &table.name, "read it back").await?,
+                Err(error) => breaker.pause_after(error, "read it back", stop).await?,
             }
         };
+        breaker.succeeded(now());
         let put = || checkpoint.put_blob(Blob::Dimension, version.image().clone());
         insist(stop, "keep the rows that were read back", put).await?;
         point!("read_back::after_read");

@@ -9,15 +9,17 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::insist;
+use super::breaker::insist;
 use super::dimension::{Age, ages};
 use super::execute::{Executed, account, ends};
 use super::read_back::ReadBack;
 use super::start::{Pipeline, now};
+use super::status::Keeper;
 use super::watermark::Watermark;
 use super::write::{Sinks, ToWrite, Written};
 use crate::checkpoint::record::{DimensionCommit, Limits, SourcePlan};
-use crate::checkpoint::{Checkpoint, Commit, Plan};
+use crate::checkpoint::status::SinkStatus;
+use crate::checkpoint::{BatchPlan, Checkpoint, Commit, Plan};
 use crate::connector::{Cut, CutLimit, OffsetRange};
 use crate::point::point;
 use crate::{Error, Result};
@@ -68,6 +70,8 @@ pub struct BatchSummary {
 pub enum Progress<'a> {
     /// After every cut: the source that has not answered for longest, and for how long; `None`: all do.
     Away(Option<(&'a str, Duration)>),
+    /// Every second: how the sinks answer, and what waits for them.
+    Sinks(&'a [SinkStatus]),
     /// After every commit.
     Committed(&'a BatchSummary),
 }
@@ -86,16 +90,26 @@ impl Pipeline {
     /// # Errors
     /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
     pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
-        self.sinks.lock().await.stop_with(stop.clone());
+        let watched = {
+            let mut sinks = self.sinks.lock().await;
+            sinks.stop_with(stop.clone());
+            sinks.watched()
+        };
+        let keeper = Keeper::start(&self.checkpoint, watched, self.outboxes.clone(), observer);
         self.stop = stop.clone();
         let mut ahead = None;
         let done = self.batches(options, stop, observer, &mut ahead).await;
         // Whatever stopped it has nothing to do with the batch that is being written: that one is finished.
-        match (done, self.drain(&mut ahead, observer).await) {
+        let done = match (done, self.drain(&mut ahead, observer).await) {
             (Err(error), Err(other)) => Error::all(vec![error, other]).map_or(Ok(()), Err),
             (Err(error), Ok(())) | (Ok(()), Err(error)) => Err(error),
-            (Ok(()), Ok(())) => self.snapshot_at_end().await,
-        }
+            (Ok(()), Ok(())) => match self.empty_outboxes(stop, observer).await {
+                Ok(()) => self.snapshot_at_end().await,
+                failed => self.snapshot_at_end().await.and(failed),
+            },
+        };
+        keeper.end().await;
+        done
     }
 
     async fn batches(
@@ -117,6 +131,7 @@ impl Pipeline {
                 biased; // under a backlog there is always a full batch: whoever stops it must not have to be lucky
                 () = stop.cancelled() => break,
                 done = settled(ahead) => { self.finish(done?, observer).await?; continue }
+                failed = self.outboxes.failure() => return Err(failed),
                 () = self.filled() => ticks.reset(),
                 _ = ticks.tick() => {}
             }
@@ -193,7 +208,8 @@ impl Pipeline {
             anything |= self.positions[name].is_empty() && self.sources[name].begins_anew();
             sources.insert(name.clone(), plan);
         }
-        if !anything {
+        let outbox_refused = self.outboxes.refused();
+        if !anything && outbox_refused.is_empty() {
             return Ok(None);
         }
         let (mut dimensions, mut dimensions_read_at) = (BTreeMap::new(), BTreeMap::new());
@@ -223,8 +239,10 @@ impl Pipeline {
             close_windows,
             limits: Some(limits),
             off: Some(self.program.off.clone()),
+            outbox_refused,
         };
         insist(&self.stop, "plan a batch", || self.checkpoint.plan(&plan)).await?;
+        self.outboxes.listed(&plan.outbox_refused);
         Ok(Some(plan))
     }
 
@@ -249,6 +267,7 @@ impl Pipeline {
         let (sinks, checkpoint, stop) = (Arc::clone(&self.sinks), self.checkpoint.clone(), self.stop.clone());
         let positions = plan.sources.iter().map(|(name, source)| (name.clone(), ends(&source.ranges))).collect();
         let dead = self.program.dead_letters.as_ref().map(|table| table.name.clone());
+        let (outboxes, of) = (self.outboxes.clone(), BatchPlan { batch: number, planned_at: plan.planned_at });
         let task = tokio::spawn(async move {
             let began = Instant::now();
             let written = write(&sinks, &to_write, &checkpoint).await?;
@@ -258,6 +277,10 @@ impl Pipeline {
             summary.dead_letters =
                 commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
             insist(&stop, "commit the batch", || checkpoint.commit(&commit, delta.clone())).await?;
+            outboxes.committed(of);
+            for name in &commit.outbox_refused {
+                insist(&stop, "forget refusals that are told", || checkpoint.remove_outbox_refused(name)).await?;
+            }
             if let Some(state) = snapshot {
                 keep(&checkpoint, &stop, number, &state).await?;
             }
@@ -295,6 +318,7 @@ impl Pipeline {
             }
         });
         let mut ahead = None;
+        self.outboxes.listed(&plan.outbox_refused);
         self.next = plan.number;
         self.turn(plan.clone(), cuts, &mut ahead, &observer, Duration::ZERO).await?;
         self.drain(&mut ahead, &observer).await
@@ -310,16 +334,50 @@ impl Pipeline {
         if self.runner.stores().iter().all(|store| store.panes().is_empty()) {
             return Ok(());
         }
+        self.batch_without_records(true, ahead, observer, stop).await
+    }
+
+    async fn batch_without_records(
+        &mut self,
+        close_windows: bool,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         let nothing = |(partition, to): (&i32, &i64)| (*partition, OffsetRange { from: *to, to: *to });
         let cut = |(name, ends): (&String, &BTreeMap<i32, i64>)| {
             (name.clone(), Cut { ranges: ends.iter().map(nothing).collect(), ..Cut::default() })
         };
         let cuts = self.positions.iter().map(cut).collect();
         self.read_back(ahead, observer, stop).await?;
-        if let Some(plan) = self.plan(&cuts, true).await? {
+        if let Some(plan) = self.plan(&cuts, close_windows).await? {
             self.turn(plan, cuts, ahead, observer, Duration::ZERO).await?;
         }
         self.drain(ahead, observer).await
+    }
+
+    /// At the end: what waits in the outboxes is delivered, and what they have refused has its dead letters. When it was told to
+    /// stop, only what can be had in a moment.
+    ///
+    /// # Errors
+    /// Nothing was told to stop, and rows still wait.
+    async fn empty_outboxes(&mut self, stop: &CancellationToken, observer: &Observer) -> Result<()> {
+        loop {
+            let is_empty = self.outboxes.drained(stop).await?;
+            let left = self.outboxes.left().join("; ");
+            match (is_empty, stop.is_cancelled()) {
+                (false, true) => {
+                    tracing::warn!("in the outbox there are still {left}. The next start delivers them");
+                    return Ok(());
+                }
+                (false, false) => {
+                    let hint = "they wait in the outbox, and the next start delivers them; all else is done";
+                    return Err(Error::external("a sink does not take what waits for it").cause(left).hint(hint));
+                }
+                (true, is_stopped) if is_stopped || self.outboxes.refused().is_empty() => return Ok(()),
+                (true, _) => self.batch_without_records(false, &mut None, observer, stop).await?,
+            }
+        }
     }
 
     /// So that the next start has little to read.

@@ -8,8 +8,8 @@ use super::insert::sql_name;
 use super::nearest;
 use super::program::WatermarkSpec;
 use super::settings::size;
-use crate::connector::TableDefinition;
 use crate::connector::options::{ENGINE_OPTIONS, duration};
+use crate::connector::{TableDefinition, is_read_by_batch};
 use crate::{Error, Part, Result};
 
 /// Before a source's partition holds its watermark back no longer, and how far ahead of the clock is believed.
@@ -42,12 +42,26 @@ pub fn check(table: &TableDefinition) -> Result<()> {
     }
     match table.options.get("delivery").map(String::as_str) {
         None | Some("required") => {}
-        Some("outbox") => {
-            let error = wrong(table, "delivery", "is 'outbox', which comes with a later release");
-            return Err(error.hint("leave it out: a sink is 'required'"));
+        Some("outbox") if table.unbounded => {
+            let error = wrong(table, "delivery", "is for tables that are written");
+            return Err(error.hint("leave it out"));
         }
+        Some("outbox") if table.is_dead_letters() => {
+            let error = wrong(table, "delivery", "is 'outbox', but the table is for dead letters");
+            return Err(error.hint("leave it out: what the sinks with an outbox refuse goes there, and must arrive"));
+        }
+        Some("outbox") if is_read_by_batch(table) => {
+            let why = format!(
+                "is 'outbox', but what is read of a {} table are the files of committed batches",
+                table.stored_as
+            );
+            return Err(wrong(table, "delivery", &why).hint("leave it out: its files must be there by then"));
+        }
+        Some("outbox") => {}
         Some(other) => {
-            return Err(wrong(table, "delivery", &format!("is {other:?}, not 'required'")).hint("leave it out"));
+            let error = wrong(table, "delivery", &format!("is {other:?}, not one of required, outbox"));
+            let near = nearest(other, ["required", "outbox"]);
+            return Err(error.with_hint(near.map(|near| format!("did you mean '{near}'?"))));
         }
     }
     // One that nobody knows is refused as such.

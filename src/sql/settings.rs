@@ -39,6 +39,8 @@ pub struct Settings {
     pub migrate: bool,
     /// Batches from one snapshot of the window state to the next.
     pub snapshot_interval: u64,
+    /// Bytes of rows that may wait for one sink.
+    pub outbox: usize,
 }
 
 /// One row of the registry, and of the reference page.
@@ -143,6 +145,14 @@ const REGISTRY: &[SettingDoc] = &[
         value: "BATCHES",
         doc: "The window state is written whole every so many batches, and only its changes in between",
     },
+    SettingDoc {
+        name: "outbox",
+        flag: "outbox",
+        environment: &["POUNDLOCK_OUTBOX"],
+        default: Some("1 GB"),
+        value: "SIZE",
+        doc: "Rows that may wait in the checkpoint for one sink with `'delivery' 'outbox'`; beyond it the pipeline waits for that sink",
+    },
 ];
 
 /// Keys of DataFusion that a pipeline sets itself, and what to say instead.
@@ -189,6 +199,7 @@ pub fn resolve(
         target_partitions: reader.target_partitions(),
         migrate: reader.boolean("migrate"),
         snapshot_interval: reader.count("snapshot_interval", 1..=1_000_000) as u64,
+        outbox: reader.size("outbox", 1 << 10..=1 << 50),
     };
     Error::all(reader.errors).map_or(Ok(settings), Err)
 }

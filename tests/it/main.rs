@@ -23,6 +23,7 @@ mod drift;
 mod elasticsearch;
 mod kill;
 mod monitoring;
+mod outbox;
 mod pipeline;
 mod recovery;
 mod retention;

@@ -134,6 +134,7 @@ pub fn of(project: &Project) -> Contents {
         ("db.counts", project.rows("SELECT * FROM counts")),
         ("db.closed", project.rows("SELECT * FROM closed")),
         ("db.history", project.rows("SELECT * FROM history")),
+        ("late.copies", sqlite(&project.path("late"), "SELECT * FROM copies")),
         ("lake.events", project.lake()),
         ("kafka.copies", messages(project, project.topic("COPIES"))),
         ("kafka.dead", messages(project, project.topic("DEAD"))),

@@ -67,7 +67,7 @@ fn compare(on: On, wanted: impl Fn(&str) -> bool) {
     (0..STAGES).for_each(|stage| undisturbed.feed(stage));
     undisturbed.run(&["--close-windows"]);
     let expected = contents::of(&undisturbed);
-    let seen = ["db.shares", "db.counts", "db.closed", "lake.events", "kafka.copies", "kafka.dead"];
+    let seen = ["db.shares", "db.counts", "db.closed", "late.copies", "lake.events", "kafka.copies", "kafka.dead"];
     let documents: &[&str] = if on.servers == Servers::Real { &["es.copies", "es.counts"] } else { &[] };
     let history = &expected["db.history"];
     assert!(
@@ -96,10 +96,18 @@ fn compare(on: On, wanted: impl Fn(&str) -> bool) {
     });
 }
 
+/// A second database, with an outbox, which refuses the rows that the lake refuses too.
+const LATE: &str = "
+CREATE SCHEMA late;
+CREATE EXTERNAL TABLE late.copies (id BIGINT, k VARCHAR NOT NULL) STORED AS DATABASE LOCATION 'sqlite:late'
+  OPTIONS ('delivery' 'outbox');
+INSERT INTO late.copies SELECT id, nullif(k, '') FROM valid;
+";
+
 fn project(on: On) -> Project {
     let project = Project::new(on.servers);
     let project = if on.servers == Servers::Real { project.with_elasticsearch() } else { project };
-    project.write(&format!("{QUERIES}{HISTORY}"));
+    project.write(&format!("{QUERIES}{HISTORY}{LATE}"));
     if on.s3 { project.on_s3() } else { project }
 }
 

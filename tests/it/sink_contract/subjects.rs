@@ -28,8 +28,10 @@ use crate::avro::{ask, variable};
 use crate::harness::{Proxy, S3, psql, wait_for};
 
 mod elasticsearch;
+mod outboxed;
 
 pub use elasticsearch::Elasticsearch;
+pub use outboxed::Outboxed;
 
 fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {
     let columns = [("id", DataType::Int64), ("v", DataType::Utf8View), ("part", DataType::Utf8View)];

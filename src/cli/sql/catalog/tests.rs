@@ -89,6 +89,7 @@ async fn commit(checkpoint: &Checkpoint, number: u64, watermark: i64) {
         views: BTreeMap::new(),
         files: BTreeMap::new(),
         dimensions: BTreeMap::new(),
+        outbox_refused: vec![],
     };
     checkpoint.commit(&commit, bytes::Bytes::new()).await.unwrap();
 }

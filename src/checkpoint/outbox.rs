@@ -109,7 +109,7 @@ impl Checkpoint {
     /// The storage does not answer.
     pub async fn remove_outbox(&self, waiting: &Waiting) -> Result<()> {
         point!("outbox::before_remove");
-        self.0.delete(&waiting.key()).await?;
+        self.0.delete(&[waiting.key()]).await?;
         point!("outbox::after_remove");
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Checkpoint {
     /// The storage does not answer.
     pub async fn remove_outbox_refused(&self, name: &str) -> Result<()> {
         point!("outbox::before_forget");
-        self.0.delete(&format!("{REFUSED}/{name}")).await
+        self.0.delete(&[format!("{REFUSED}/{name}")]).await
     }
 
     /// For messages: where a sink's rows wait.

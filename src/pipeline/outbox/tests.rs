@@ -71,6 +71,7 @@ impl World {
             sources: BTreeMap::new(),
             program: "p".into(),
             dimensions: BTreeMap::new(),
+            dimensions_read_at: BTreeMap::new(),
             partitions: 1,
             close_windows: false,
             limits: None,
@@ -87,6 +88,7 @@ impl World {
             inserts: BTreeMap::new(),
             views: BTreeMap::new(),
             files: BTreeMap::new(),
+            dimensions: BTreeMap::new(),
             outbox_refused: vec![],
         };
         self.checkpoint.commit(&commit, bytes::Bytes::new()).await.unwrap();

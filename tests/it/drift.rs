@@ -181,8 +181,8 @@ fn the_lake_has_files_of_several_versions_and_is_one_table() {
     project.write(&changed(
         &new,
         &[(
-            "(device VARCHAR, id BIGINT)\n  STORED AS PARQUET LOCATION 'lake/events' PARTITIONED BY (k VARCHAR)",
-            "(device VARCHAR, id BIGINT, k VARCHAR)\n  STORED AS PARQUET LOCATION 'lake/events'",
+            "(device VARCHAR, id BIGINT)\n  STORED AS PARQUET LOCATION '${LAKE:-lake}/events' PARTITIONED BY (k VARCHAR)",
+            "(device VARCHAR, id BIGINT, k VARCHAR)\n  STORED AS PARQUET LOCATION '${LAKE:-lake}/events'",
         )],
     ));
     contains(

@@ -15,6 +15,7 @@ help:
 	@echo 'make test-all  the same, with a kill campaign ten times as long, and the budget of instructions'
 	@echo 'make lint      clippy and rustfmt'
 	@echo 'make bench     how fast it is on this machine; make bench-peers: beside Spark and Flink (docs/performance.md)'
+	@echo '               more of the kind: bench-growth bench-adhoc bench-elasticsearch bench-parts bench-instructions bench-flame (benches/README.md)'
 	@echo 'make services  Kafka, PostgreSQL and Elasticsearch to play with, until Ctrl-C'
 	@echo 'make clean     removes what was built'
 

@@ -12,7 +12,7 @@ use crate::harness::{Feeder, Program, Proxy, Way, World, wait_for};
 use crate::judge::judge;
 use crate::kill::first_batch;
 use crate::recovery::contents::{self, assert_same};
-use crate::recovery::project::{HISTORY, Project, QUERIES, Servers, contains};
+use crate::recovery::project::{HISTORY, LATE, Project, QUERIES, Servers, contains};
 
 const TO_THE_END: [&str; 2] = ["--until-caught-up", "--close-windows"];
 
@@ -108,7 +108,7 @@ fn a_server_that_goes_away_is_waited_for_and_nothing_is_lost() {
     }
     program.interrupt();
     let log = program.succeed(Duration::from_secs(60));
-    assert!(log.contains("could not") && log.contains("system=\"checkpoint\""), "{log}");
+    assert!(log.contains("could not") && log.contains("sink=\"checkpoint\""), "{log}");
     feeder.stop();
     world.run(&TO_THE_END).succeed(Duration::from_secs(180));
     println!("{}", judge(&world));
@@ -121,7 +121,7 @@ fn answers_that_are_lost_change_nothing() {
     let undisturbed = Project::new(Servers::Embedded);
     let mut project = Project::new(Servers::Embedded).on_s3();
     for project in [&undisturbed, &project] {
-        project.write(&format!("{QUERIES}{HISTORY}"));
+        project.write(&format!("{QUERIES}{HISTORY}{LATE}"));
     }
     undisturbed.feed(0);
     undisturbed.run(&["--close-windows"]);
@@ -146,7 +146,9 @@ fn answers_that_are_lost_change_nothing() {
 fn what_cannot_work_is_told_with_what_helps() {
     let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nowhere = format!("http://{nowhere}");
-    let cases: [(&[(&'static str, &str)], &[&str]); 7] = [
+    // Variables of the environment, and what is said then.
+    type Case<'c> = (&'c [(&'static str, &'c str)], &'c [&'c str]);
+    let cases: [Case; 7] = [
         (
             &[("CHECKPOINT_BASE", "s3://no-such-bucket/x")],
             &["checkpoint", "s3://no-such-bucket/x/", "NoSuchBucket", "make the bucket first"],

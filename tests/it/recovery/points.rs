@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::contents::{self, Contents, assert_same};
-use super::project::{HISTORY, LIMIT, Project, QUERIES, Servers};
+use super::project::{HISTORY, LATE, LIMIT, Project, QUERIES, Servers};
 
 /// Starts of one project wait for the disk and for servers: more of them at a time than there are cores.
 const AT_A_TIME: usize = 4;
@@ -95,14 +95,6 @@ fn compare(on: On, wanted: impl Fn(&str) -> bool) {
         }
     });
 }
-
-/// A second database, with an outbox, which refuses the rows that the lake refuses too.
-const LATE: &str = "
-CREATE SCHEMA late;
-CREATE EXTERNAL TABLE late.copies (id BIGINT, k VARCHAR NOT NULL) STORED AS DATABASE LOCATION 'sqlite:late'
-  OPTIONS ('delivery' 'outbox');
-INSERT INTO late.copies SELECT id, nullif(k, '') FROM valid;
-";
 
 fn project(on: On) -> Project {
     let project = Project::new(on.servers);

@@ -98,6 +98,14 @@ FROM totals t LEFT JOIN db.history past
 WHERE t.window_end <= current_watermark() GROUP BY t.window_start, t.n;
 ";
 
+/// A second database, with an outbox, which refuses the rows that the lake refuses too.
+pub const LATE: &str = "
+CREATE SCHEMA late;
+CREATE EXTERNAL TABLE late.copies (id BIGINT, k VARCHAR NOT NULL) STORED AS DATABASE LOCATION 'sqlite:late'
+  OPTIONS ('delivery' 'outbox');
+INSERT INTO late.copies SELECT id, nullif(k, '') FROM valid;
+";
+
 /// The same tables in PostgreSQL.
 const MIGRATION: &str = r#"
 CREATE TABLE shares (id bigint, k text, share bigint, "partition" int, "offset" bigint);

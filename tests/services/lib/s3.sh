@@ -3,17 +3,8 @@
 # `up minio`.
 : "${S3_PORT:=9000}" "${S3_BUCKET:=test}" "${VERSITYGW_VERSION:=v1.8.0}"
 S3_KEY=poundlock S3_SECRET=poundlock-secret
-# the first Go that is new enough: it would else fetch a newer one by itself
-s3_go() {
-  local go v
-  for go in go /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
-    v=$(GOTOOLCHAIN=local "$go" env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
-    if [ "${v:-0}" -ge 25 ]; then echo "$go"; return; fi
-  done
-  die "s3: no Go 1.25 or newer found"
-}
 versitygw_build() {
-  local go; go=$(s3_go)
+  local go; go=$("$ROOT/go") || die "s3: no Go 1.25 or newer found"
   GOTOOLCHAIN=local GOBIN=$CACHE/$VERSITYGW_VERSION GOFLAGS=-buildvcs=false "$go" install -ldflags '-s -w' "github.com/versity/versitygw/cmd/versitygw@$VERSITYGW_VERSION"
 }
 install() { need curl; once "$VERSITYGW_VERSION" versitygw_build; }

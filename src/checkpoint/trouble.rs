@@ -8,6 +8,7 @@ use std::io::{Error as IoError, ErrorKind};
 use object_store::Error as StoreError;
 
 use crate::Error;
+use crate::error::causes;
 
 /// An answer that is none of S3's may be a whole page.
 const CAUSE_CHARACTERS: usize = 400;
@@ -42,7 +43,7 @@ const FOR_GOOD: [(&[&str], &str); 8] = [
 
 /// The error with its cause, whether it may pass, and a hint where there is one.
 pub fn explained(error: Error, of: &StoreError) -> Error {
-    let text = chain(of);
+    let text = causes(of);
     let error = error.cause(cause(of));
     if let Some(code) = element(&text, "Code")
         && let Some((_, hint)) = FOR_GOOD.iter().find(|(codes, _)| codes.contains(&code))
@@ -73,7 +74,7 @@ pub fn explained(error: Error, of: &StoreError) -> Error {
 
 /// Why, on one line, fit to be printed.
 pub fn cause(of: &StoreError) -> String {
-    let text = chain(of);
+    let text = causes(of);
     match (element(&text, "Code"), element(&text, "Message")) {
         (Some(code), Some(message)) => format!("{code}: {}", message.replace("&#34;", "\"").replace("&quot;", "\"")),
         (Some(code), None) => code.to_string(),
@@ -86,23 +87,9 @@ pub fn cause(of: &StoreError) -> String {
 
 /// Whether "not found" is said of more than the object: of its bucket, say.
 pub(super) fn is_of_more(of: &StoreError) -> bool {
-    let text = chain(of);
+    let text = causes(of);
     matches!(of, StoreError::NotFound { .. })
         && element(&text, "Code").is_some_and(|code| !["NoSuchKey", "NotFound", "NoSuchVersion"].contains(&code))
-}
-
-/// What it says, and what is under it and not said yet: "connection refused" is the last of five.
-fn chain(of: &StoreError) -> String {
-    let mut text = of.to_string();
-    let mut source = of.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 fn io_kind(of: &StoreError) -> Option<ErrorKind> {

@@ -17,7 +17,7 @@ use super::output::Out;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::status::{Circuit, OutboxStatus};
 use crate::connector::Delivery;
-use crate::format::time::write_timestamp;
+use crate::format::time::{lasting, write_timestamp};
 use crate::pipeline::now;
 use crate::sql::settings::{Settings, resolve};
 use crate::sql::{Files, parse};
@@ -194,11 +194,6 @@ impl Report {
 
 fn age(outbox: &Option<OutboxStatus>, now: i64) -> Option<i64> {
     Some((now - outbox.as_ref()?.oldest?).max(0) / 1_000_000)
-}
-
-fn lasting(micros: i64) -> String {
-    let whole = std::time::Duration::from_secs(u64::try_from(micros / 1_000_000).unwrap_or(0));
-    humantime::format_duration(whole).to_string()
 }
 
 fn instant(micros: i64) -> String {

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::start::now;
 use crate::checkpoint::status::Circuit;
+use crate::format::time::lasting;
 use crate::{Error, Result};
 
 /// Failures in a row that open the circuit: with the pauses between them some three seconds.
@@ -88,7 +89,7 @@ impl Breaker {
     pub fn succeeded(&self, now: i64) {
         let mut state = self.state();
         if state.circuit != Circuit::Closed {
-            let after = seconds(now - state.since);
+            let after = lasting(now - state.since);
             tracing::info!(sink = self.name, after, "circuit closed: the sink answers again");
             (state.circuit, state.since) = (Circuit::Closed, now);
         }
@@ -124,7 +125,7 @@ impl Breaker {
                 tracing::debug!(sink = self.name, "still could not {what}, trying again in {pause:?}: {line}");
                 if now - state.told >= REMINDER {
                     state.told = now;
-                    let (sink, since) = (self.name.as_str(), seconds(now - state.since));
+                    let (sink, since) = (self.name.as_str(), lasting(now - state.since));
                     tracing::warn!(
                         sink,
                         since,
@@ -184,12 +185,6 @@ where
 /// Up to a quarter longer, so that several processes do not come back at once.
 pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 + rand::random::<f64>() / 4.0)
-}
-
-/// For people: "12s", "3m 5s".
-fn seconds(micros: i64) -> String {
-    let whole = Duration::from_secs(u64::try_from(micros / 1_000_000).unwrap_or(0));
-    humantime::format_duration(whole).to_string()
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ export POUNDLOCK_PYTHON ?= $(VENV)/bin/python
 
 help:
 	@echo 'make demo      the whole pipeline on this machine for a minute, with no service at all'
-	@echo 'make test      everything, on a real Kafka, PostgreSQL, Elasticsearch and schema registry that it starts and stops'
+	@echo 'make test      everything, on a real Kafka, PostgreSQL with a replica, Elasticsearch, schema registry and S3 server that it starts and stops'
 	@echo 'make test-all  the same, with a kill campaign ten times as long, and the budget of instructions'
 	@echo 'make lint      clippy and rustfmt'
 	@echo 'make bench     how fast it is on this machine; make bench-peers: beside Spark and Flink (docs/performance.md)'
+	@echo '               more of the kind: bench-growth bench-adhoc bench-elasticsearch bench-parts bench-instructions bench-flame (benches/README.md)'
 	@echo 'make services  Kafka, PostgreSQL and Elasticsearch to play with, until Ctrl-C'
 	@echo 'make clean     removes what was built'
 
@@ -25,8 +26,10 @@ demo: prerequisites
 # The tests that need servers are #[ignore]d, so that a plain `cargo test` passes anywhere; here none is left out. So are
 # those that stop the program at fail points, which only this build has. Of the dependencies it changes one small crate:
 # all else is built once for this and for `make demo`.
+# Where there is no Go for its server, those on S3 are left out, and it says so.
 test: prerequisites
-	tests/services/with kafka postgres elasticsearch registry -- cargo test --locked --features failpoints -- --include-ignored
+	s3=s3; skip=; tests/services/go >/dev/null || { s3=; skip='--skip s3'; echo 'no Go 1.25 or newer: the tests on S3 are left out'; }; \
+	tests/services/with kafka postgres replica elasticsearch registry $$s3 -- cargo test --locked --features failpoints -- --include-ignored $$skip
 
 # The budget wants a release build and valgrind: it fails beyond 1.05 times of benches/instructions.json.
 test-all: export POUNDLOCK_KILLS ?= 200

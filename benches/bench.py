@@ -12,7 +12,7 @@ from pathlib import Path
 
 import report
 from expected import EVENT_RATE, START, expected
-from measure import Failed, say
+from measure import Failed, interruptible, number, say
 from ours import CASES as OURS
 from servers import PARTITIONS, ROOT, Servers
 from trial import Bench, Wrong
@@ -30,11 +30,12 @@ def main(which):
         names = DEFAULT
     names = os.environ.get("CASES", "").split() or names
     if missing := [name for name in names if name not in cases]:
-        raise SystemExit(f"error: no case {', '.join(missing)}; there are: {' '.join(cases)}")
+        raise SystemExit(f"error: no case {', '.join(missing)}; there are, with spaces between: {' '.join(cases)}")
+    runs = number("RUNS", 1)
     bench = prepare()
     results = bench.work / "results.jsonl"
     lines, failures = [], 0
-    for run in range(int(os.environ.get("RUNS", "1"))):
+    for run in range(runs):
         for name in names:
             say(f"{name} …")
             try:
@@ -51,28 +52,35 @@ def main(which):
                 file.write(text + "\n")
     report.table(lines)
     report.targets(lines)
+    report.outboxes(lines)
     report.ratios(lines)
     say(f"\n{len(lines)} lines added to {results}")
     return 1 if failures else 0
 
 
 def prepare(with_topic=True):
-    """The servers, and the topic with its events and what is known of them."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", Path.home() / ".cache/poundlock/target"))
+    """The servers, and the topic with its events and what is known of them. With BENCH_CHECK set this is the end: what was asked for can be
+    measured, and no server had to start for it."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or Path.home() / ".cache/poundlock/target")
     poundlock = os.environ.get("POUNDLOCK") or str(target / "release" / "poundlock")
     if not shutil.which(poundlock):
         raise SystemExit(f"error: no program {poundlock}\nhint: build it with cargo build --release, or set POUNDLOCK")
-    events = int(os.environ.get("BENCH_EVENTS", "2000000").replace("_", ""))
+    events, seconds, rate = number("BENCH_EVENTS", 2_000_000), number("BENCH_SECONDS", 60), number("BENCH_RATE", 5_000)
     work = target / "bench"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: {error}\nhint: CARGO_TARGET_DIR says where results are kept") from None
+    if os.environ.get("BENCH_CHECK"):
+        sys.exit(0)
     servers = Servers(poundlock)
     return Bench(
         servers, poundlock, work,
         topic=topic_of(servers, events) if with_topic else None,
         expected=expected(events, work / f"expected-{events}.json") if with_topic else None,
         arguments=os.environ.get("BENCH_ARGS", "").split(),
-        seconds=int(os.environ.get("BENCH_SECONDS", "60")),
-        rate=int(os.environ.get("BENCH_RATE", "5000")),
+        seconds=seconds,
+        rate=rate,
     )
 
 
@@ -100,4 +108,4 @@ def origin(bench, run):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    interruptible(main, sys.argv[1])

@@ -18,12 +18,12 @@ from threading import local
 
 import project
 from bench import origin, prepare
-from measure import say
+from measure import Failed, interruptible, number, say
 from ours import PROJECTS, batches, start
+from trial import Wrong
 
-EVENTS = os.environ.setdefault("BENCH_EVENTS", "300000")
-ROWS = int(os.environ.get("ES_BULK_CHUNK", "2000"))
-IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "2"))
+os.environ.setdefault("BENCH_EVENTS", "300000")
+ROWS, IN_FLIGHT, ROUNDS = number("ES_BULK_CHUNK", 2_000), number("BENCH_IN_FLIGHT", 2), max(number("RUNS", 3), 1)
 COMPRESSION = os.environ.get("BENCH_COMPRESSION", "gzip")
 TARGET = 0.8
 ACTIONS = {
@@ -111,13 +111,17 @@ def loaded(server, case, documents, run):
 
 
 def main():
-    bench, server = prepare(), Server()
+    bench = prepare()
+    server = Server()
     found, documents = {}, None
-    for run in range(int(os.environ.get("RUNS", "3")) + 1):
+    for run in range(ROUNDS + 1):
         for case in ("ours", *ACTIONS):
             say(f"{case} …")
             if case == "ours":
-                index, figures = ours(bench, server, run)
+                try:
+                    index, figures = ours(bench, server, run)
+                except (Failed, Wrong) as error:
+                    raise SystemExit(f"error: {error}") from None
                 documents = documents or list(server.documents(index))
                 server.ask("DELETE", f"/{index}")
             else:
@@ -127,6 +131,8 @@ def main():
                 continue
             line = {"case": case, "bulk_rows": ROWS, "in_flight": IN_FLIGHT, "compression": COMPRESSION, **figures, **origin(bench, run)}
             print(json.dumps(line), flush=True)
+            with (bench.work / "elasticsearch.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
             found.setdefault(case, []).append(figures["documents_per_s"])
     middle = {case: statistics.median(values) for case, values in found.items()}
     for case in ACTIONS:
@@ -136,4 +142,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruptible(main)

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from bench import origin, prepare
-from measure import say
+from measure import interruptible, say
 from ours import CASES
 from servers import ROOT
 
@@ -159,4 +159,4 @@ def draw(stacks, title, least):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    interruptible(main, sys.argv[1])

@@ -11,7 +11,7 @@ import sys
 
 import project
 from bench import origin, prepare
-from measure import say
+from measure import interruptible, say
 from ours import batches, start
 from servers import ROOT
 
@@ -60,4 +60,4 @@ def judge(of, counted):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruptible(main)

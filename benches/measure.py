@@ -18,6 +18,25 @@ INTERVAL_S = 0.25
 SAMPLES_PER_PSS = 4
 
 
+def number(name, default):
+    """A variable of the environment that is a whole number, perhaps with `_` in it."""
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:
+        raise SystemExit(f"error: {name} is {text!r}, not a whole number") from None
+
+
+def interruptible(main, *arguments):
+    """Runs a bench and ends the program: after Ctrl-C or SIGTERM without a traceback, and with what it started ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main(*arguments))
+    except KeyboardInterrupt:
+        say("interrupted: the lines above are complete, what was being measured is lost")
+        sys.exit(130)
+
+
 def say(text):
     """Progress: stdout is for the figures."""
     print(text, file=sys.stderr, flush=True)

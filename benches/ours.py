@@ -22,13 +22,15 @@ FLOORS = {
 }
 
 
-def throughput(keep=(), tumble=False, floor=None):
-    """All events of the topic, as fast as they can be had, then every window closed."""
+def throughput(keep=(), tumble=False, floor=None, more=None, outbox=False, accepted=(0,)):
+    """All events of the topic, as fast as they can be had, then every window closed. `more`: another folder of statements;
+    `outbox`: user_events is delivered out of one."""
 
     def case(bench):
         with bench.trial("run") as trial:
-            queries = project.build(trial.folder / "queries", keep, tumble, [PROJECTS / floor] if floor else ())
-            run = start(bench, trial, queries, bench.topic, "--until-caught-up", "--close-windows")
+            folders = [PROJECTS / folder for folder in (floor, more) if folder]
+            queries = project.build(trial.folder / "queries", keep, tumble, folders, outbox)
+            run = start(bench, trial, queries, bench.topic, "--until-caught-up", "--close-windows", accepted=accepted)
             figures = run.finish()
             figures.update(batches(run, bench.expected["events"]))
             trial.check("records of all batches", figures["events"], bench.expected["events"])
@@ -42,11 +44,12 @@ def throughput(keep=(), tumble=False, floor=None):
     return case
 
 
-def start(bench, trial, queries, topic, *flags):
+def start(bench, trial, queries, topic, *flags, accepted=(0,)):
     """`poundlock run`, with its log as JSON: a line when it has started, and one a batch."""
     command = [bench.poundlock, "run", str(queries), "--name", trial.id, "--log-format", "json", *flags, *bench.arguments]
     # Under another program, which ends by the signal that ended ours.
-    return Run([*bench.wrap, *command], trial.log, trial.environment(topic), bench.servers.pids, (0, -15) if bench.wrap else (0,))
+    accepted = (*accepted, -15) if bench.wrap else accepted
+    return Run([*bench.wrap, *command], trial.log, trial.environment(topic), bench.servers.pids, accepted)
 
 
 def lines(said, message):
@@ -173,10 +176,14 @@ CASES = {
     "fetch": throughput(floor="fetch"),
     "decode": throughput(floor="decode"),
     "raw": throughput(RAW),
+    # Every valid event is handed over too, to a sink that is dead: status 2 says that it waits. Beside `raw`.
+    "raw-outbox": throughput(RAW, more="outbox", accepted=(2,)),
     "windows": throughput(WINDOWS, tumble=True),
     "windows-hop": throughput(WINDOWS),
     "whole-tumble": throughput(project.ALL, tumble=True),
     "whole": throughput(project.ALL),
+    # The same rows, those of user_events through the checkpoint. Beside `whole`.
+    "whole-outbox": throughput(project.ALL, outbox=True),
     "latency-1s": latency("1s"),
     "latency-100ms": latency("100ms"),
     "small": small,

@@ -9,19 +9,22 @@ from servers import ROOT
 INSERT = re.compile(r"^INSERT INTO (\S+).*?;[ \t]*$", re.MULTILINE | re.DOTALL)
 HOP = "HOP(valid_events, \"timestamp\", INTERVAL '5 seconds', INTERVAL '1 minute')"
 TUMBLE = "TUMBLE(valid_events, \"timestamp\", INTERVAL '1 minute')"
+OWN = "'transaction' 'own',"
 ALL = (
     "kafka.dead_letter_topic", "db.user_events", "lake.user_events", "db.user_activity_summary", "db.anomalous_events",
     "kafka.anomaly_alerts",
 )
 # Off where there is no ES_URL.
 ELASTICSEARCH = ("es.anomalies", "es.summaries")
+# Off where there is no MONITORING_URL.
+MONITORING = ("monitoring.hourly_metrics", "monitoring.data_quality_checks", "monitoring.anomaly_detection_results")
 
 
-def build(folder, keep=ALL, tumble=False, more=()):
+def build(folder, keep=ALL, tumble=False, more=(), outbox=False):
     """Writes a project into `folder`: the INSERTs into the tables `keep`, the 1-minute windows sliding or (`tumble`) not,
-    and the files of the folders `more`."""
+    the files of the folders `more`; with an `outbox` for the table that has its own transaction, or not."""
     folder.mkdir(parents=True)
-    found, slides = set(), 0
+    found, slides, owns = set(), 0, 0
 
     def kept(insert):
         found.add(insert[1])
@@ -30,9 +33,11 @@ def build(folder, keep=ALL, tumble=False, more=()):
     for file in sorted((ROOT / "queries").glob("*.sql")):
         text = INSERT.sub(kept, file.read_text())
         slides += text.count(HOP)
+        owns += text.count(OWN)
+        text = text.replace(OWN, f"{OWN} 'delivery' 'outbox',") if outbox else text
         (folder / file.name).write_text(text.replace(HOP, TUMBLE) if tumble else text)
-    if found != {*ALL, *ELASTICSEARCH} or slides != 1:
-        raise SystemExit("error: queries/ has changed: benches/project.py does not know its INSERTs or its HOP any more")
+    if found != {*ALL, *ELASTICSEARCH, *MONITORING} or slides != 1 or owns != 1:
+        raise SystemExit("error: queries/ has changed: benches/project.py does not know its INSERTs, its HOP or its 'own' any more")
     for other in more:
         for file in other.glob("*.sql"):
             (folder / file.name).write_text(file.read_text())

@@ -36,6 +36,8 @@ PEERS = (
     ("whole-tumble", "flink-whole", "spark-whole"), ("whole", "flink-whole-hop", "spark-whole-hop"),
     ("latency-1s", "flink-latency", "spark-latency"),
 )
+# The same with an outbox, and how much of the rate must be left.
+OUTBOXES = (("raw", "raw-outbox", 0.9), ("whole", "whole-outbox", 0.9))
 # Figure, and whether more is better.
 RATIOS = (
     ("events_per_s_after_start", True), ("engine_cpu_us_per_event_after_start", False), ("peak_pss_mb", False),
@@ -88,6 +90,19 @@ def targets(lines):
     if rows:
         say("")
         show([["case", "figure", "measured", "target", ""], *rows])
+
+
+def outboxes(lines):
+    rows, rate = [], "events_per_s_after_start"
+    for base, case, target in OUTBOXES:
+        before, after = values(lines, base, rate), values(lines, case, rate)
+        if before and after:
+            share = statistics.median(after) / statistics.median(before)
+            verdict = "met" if share >= target else "MISSED"
+            rows.append([case, base, f"{share:.2f} of its rate", f"at least {target}", verdict])
+    if rows:
+        say("")
+        show([["case", "beside", "measured", "target", ""], *rows])
 
 
 def ratios(lines):

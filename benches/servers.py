@@ -8,6 +8,13 @@ PARTITIONS = 4
 USERS = 1_000
 
 
+class Trouble(SystemExit):
+    """What a bench needs does not work: no case can go on."""
+
+    def __init__(self, what):
+        super().__init__(f"error: {what}")
+
+
 class Servers:
     def __init__(self, poundlock):
         self.poundlock = poundlock
@@ -26,7 +33,9 @@ class Servers:
         env = dict(os.environ, KAFKA_BROKER=self.brokers, **environment)
         done = subprocess.run(command, input=input, capture_output=True, text=True, env=env)
         if done.returncode != 0:
-            raise SystemExit(f"error: {' '.join(command)}\n{done.stdout}{done.stderr}")
+            gone = "".join(f"\nthe server {name} (pid {pid}) has ended: see {self.data / name}/log" for name, pid in self.pids.items()
+                           if not Path(f"/proc/{pid}").exists())
+            raise Trouble(f"{' '.join(command)}\n{done.stdout}{done.stderr}{gone}")
         return done.stdout, done.stderr
 
     def sql(self, text):

@@ -62,7 +62,7 @@ class Trial:
     def environment(self, topic):
         return dict(
             os.environ, KAFKA_BROKER=self.bench.servers.brokers, DATABASE_URL=self.bench.servers.database_url,
-            KAFKA_TOPIC=topic, KAFKA_DLQ_TOPIC=self.dead_letters, KAFKA_ALERT_TOPIC=self.alerts,
+            KAFKA_TOPIC=topic, KAFKA_DLQ_TOPIC=self.dead_letters, KAFKA_ALERT_TOPIC=self.alerts, MONITORING_URL="",
             LAKE_URL=str(self.lake), CHECKPOINT_BASE=str(self.folder / "checkpoint"),
             **self.more,
         )

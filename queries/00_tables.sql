@@ -13,6 +13,7 @@ CREATE SCHEMA kafka;
 CREATE SCHEMA db;
 CREATE SCHEMA lake;
 CREATE SCHEMA es;
+CREATE SCHEMA monitoring;
 
 -- ── Kafka ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -33,7 +34,8 @@ CREATE UNBOUNDED EXTERNAL TABLE kafka.user_events (
   _raw         BYTEA,
   _topic       VARCHAR,
   _partition   INT,
-  _offset      BIGINT
+  _offset      BIGINT,
+  _timestamp   TIMESTAMP                -- when Kafka got it
 )
 STORED AS KAFKA LOCATION '${KAFKA_TOPIC:-user_events}'
 OPTIONS (
@@ -77,7 +79,7 @@ OPTIONS ('brokers' '${KAFKA_BROKER:-localhost:9092}', 'format' 'json', 'key' 'us
 
 -- ── The database: postgres://user:password@host/database, or sqlite:FILE ───────────────────────────────────────────
 
--- Who the users are: a dimension, read again every minute.
+-- Who the users are: a dimension, read again every minute; from a replica, where there is one.
 CREATE EXTERNAL TABLE db.users (
   user_id    BIGINT,
   name       VARCHAR,
@@ -86,7 +88,8 @@ CREATE EXTERNAL TABLE db.users (
   created_at TIMESTAMPTZ,
   PRIMARY KEY (user_id)
 )
-STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('refresh' '1 minute');
+STORED AS DATABASE LOCATION '${DATABASE_URL}'
+OPTIONS ('refresh' '1 minute', 'replica' '${DATABASE_REPLICA_URL:-}');
 
 -- Every valid event once: the same event produced twice (same user, time, action and device) is stored once.
 CREATE EXTERNAL TABLE db.user_events (
@@ -138,7 +141,8 @@ STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'nothing');
 -- ── Elasticsearch: off as long as ES_URL is not set, for a table whose LOCATION is empty is off ─────────────────────────
 
 -- Both are documents of one index, told apart by their type; migrations/elasticsearch has its mapping. A document's _id is the
--- PRIMARY KEY, so that it is the same one when its batch is written again.
+-- PRIMARY KEY, so that it is the same one when its batch is written again. They are delivered out of an outbox: when Elasticsearch
+-- is dead, its documents wait in the checkpoint, and nothing else does. `poundlock status` tells how many.
 CREATE EXTERNAL TABLE es.anomalies (
   "type"       VARCHAR,
   window_start TIMESTAMP,
@@ -152,7 +156,7 @@ CREATE EXTERNAL TABLE es.anomalies (
   PRIMARY KEY ("type", window_start, window_end, user_id)
 )
 STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
-OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'delivery' 'outbox', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
          'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
 
 CREATE EXTERNAL TABLE es.summaries (
@@ -168,8 +172,66 @@ CREATE EXTERNAL TABLE es.summaries (
   PRIMARY KEY ("type", window_start, window_end)
 )
 STORED AS ELASTICSEARCH LOCATION '${ES_URL:-}'
-OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
+OPTIONS ('index' '${ES_INDEX:-user_event_logs}', 'op_type' 'create', 'delivery' 'outbox', 'bulk.rows' '${ES_BULK_CHUNK:-2000}',
          'api_key' '${ES_API_KEY:-}', 'ca_file' '${ES_CA_FILE:-}');
+
+-- ── Monitoring: off as long as MONITORING_URL is not set ───────────────────────────────────────────────────────────────
+
+-- The address of a database that has the tables of migrations/, most often the same: MONITORING_URL="$DATABASE_URL"
+
+-- One row for each hour. 50_monitoring.sql also reads it, to compare an hour with those before it.
+CREATE EXTERNAL TABLE monitoring.hourly_metrics (
+  window_start      TIMESTAMP,
+  window_end        TIMESTAMP,
+  events            BIGINT,       -- valid ones
+  users             BIGINT,       -- who did something
+  views             BIGINT,
+  clicks            BIGINT,
+  searches          BIGINT,
+  adds_to_cart      BIGINT,
+  removes_from_cart BIGINT,
+  purchases         BIGINT,
+  logins            BIGINT,
+  logouts           BIGINT,
+  invalid           BIGINT,
+  invalid_rate      DOUBLE,       -- of all records of the hour
+  hours_before      BIGINT,       -- of the 24 before it, those that have events
+  mean              DOUBLE,       -- of their events
+  stddev            DOUBLE,
+  z_score           DOUBLE,
+  PRIMARY KEY (window_start)
+)
+STORED AS DATABASE LOCATION '${MONITORING_URL:-}' OPTIONS ('on_conflict' 'update');
+
+-- Five checks of each minute.
+CREATE EXTERNAL TABLE monitoring.data_quality_checks (
+  check_name   VARCHAR,           -- completeness, validity, uniqueness, timeliness, volume
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  rows_checked BIGINT,
+  rows_failed  BIGINT,
+  failed_ratio DOUBLE,
+  status       VARCHAR,           -- passed, failed
+  threshold    DOUBLE,            -- a larger ratio fails
+  PRIMARY KEY (check_name, window_start, window_end)
+)
+STORED AS DATABASE LOCATION '${MONITORING_URL:-}' OPTIONS ('on_conflict' 'update');
+
+-- What is far from usual: users within their window, hours within the day before them.
+CREATE EXTERNAL TABLE monitoring.anomaly_detection_results (
+  metric       VARCHAR,           -- events_per_user, events_per_hour
+  subject      VARCHAR,           -- the user, or 'all'
+  window_start TIMESTAMP,
+  window_end   TIMESTAMP,
+  value        DOUBLE,
+  mean         DOUBLE,
+  stddev       DOUBLE,
+  z_score      DOUBLE,
+  method       VARCHAR,           -- what it is compared with: population, history
+  severity     VARCHAR,
+  PRIMARY KEY (metric, subject, window_start, window_end)
+)
+STORED AS DATABASE LOCATION '${MONITORING_URL:-}' OPTIONS ('on_conflict' 'update');
 
 -- ── The lake: Parquet files in a folder, one folder a day ──────────────────────────────────────────────────────────
 

@@ -193,6 +193,20 @@ impl Error {
     }
 }
 
+/// An error with its causes, on one line; what a cause only repeats is left out.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Why a row was refused, as it goes into records and dead letters: bounded, for it may quote the row, and without the
 /// character that databases cannot hold.
 pub fn reason_text(text: &str) -> String {
@@ -236,5 +250,16 @@ impl From<datafusion::error::DataFusionError> for Error {
 impl From<arrow::error::ArrowError> for Error {
     fn from(error: arrow::error::ArrowError) -> Self {
         Self::internal("an Arrow operation failed").cause(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_only_repeated_is_told_once() {
+        let inner = std::io::Error::other("connection refused");
+        assert_eq!(causes(&std::io::Error::other(inner)), "connection refused");
     }
 }

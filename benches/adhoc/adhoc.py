@@ -4,6 +4,7 @@ Both as they are shipped, without a setting. The answers must be the same. One J
 """
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import project
 from bench import origin, prepare
 from expected import START
-from measure import Failed, family, say
+from measure import Failed, family, interruptible, say
+from measure import number as whole_number
 from ours import RAW, start
 from report import number, show
 from trial import Wrong
@@ -52,13 +54,15 @@ FIRST_MS = 100
 
 
 def main():
-    rows = int(os.environ.get("BENCH_ROWS", "50000000").replace("_", ""))
+    rows = whole_number("BENCH_ROWS", 50_000_000)
+    asked = os.environ.get("CASES", "").split(",") if os.environ.get("CASES") else list(QUERIES)
+    if missing := [name for name in asked if name not in QUERIES]:
+        raise SystemExit(f"error: no query {', '.join(missing)}; there are, with commas between: {', '.join(QUERIES)}")
     bench = prepare(with_topic=False)
     trial = filled(bench, rows)
     sizes = [file.stat().st_size for file in (trial.lake / "user_events").rglob("*.parquet")]
     lake = {"files": len(sizes), "lake_mb": round(sum(sizes) / 1e6, 1)}
     peer = DuckDb(trial)
-    asked = os.environ.get("CASES", "").split(",") if os.environ.get("CASES") else list(QUERIES)
     results, failures = [], 0
     for name in asked:
         say(f"{name} …")
@@ -85,7 +89,8 @@ def filled(bench, rows):
     if done.exists():
         return trial
     if trial.folder.exists():
-        raise SystemExit(f"error: {trial.folder} is there and not complete\nhint: remove it")
+        say("an earlier run did not fill the lake to its end: it is made anew …")
+        shutil.rmtree(trial.folder)
     trial.folder.mkdir(parents=True)
     topic, trial.dead_letters = (f"{name}-{os.getpid()}" for name in (trial.id, trial.dead_letters))
     say(f"{rows:,} events …")
@@ -183,4 +188,4 @@ def table(results):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruptible(main)

@@ -15,7 +15,7 @@ from bench import origin, prepare
 from expected import valid
 from growth_events import bad_count
 from history import history
-from measure import Failed, say
+from measure import Failed, interruptible, number, say
 from ours import LIMIT_S, RAW, batches, lines, rows_committed, start
 from trial import Wrong
 
@@ -27,8 +27,7 @@ def main():
     asked = os.environ.get("CASES", "").split(",") if os.environ.get("CASES") else list(AXES)
     if missing := [name for name in asked if name not in {*AXES, "history"}]:
         raise SystemExit(f"error: no axis {', '.join(missing)}; there are, with commas between: {', '.join([*AXES, 'history'])}")
-    events, events_max = (int(os.environ.get(name, value).replace("_", "")) for name, value in
-                          (("BENCH_EVENTS", "1000000"), ("BENCH_EVENTS_MAX", "20000000")))
+    events, events_max = number("BENCH_EVENTS", 1_000_000), number("BENCH_EVENTS_MAX", 20_000_000)
     bench = prepare(with_topic=False)
     results, failures = [], 0
     for name in asked:
@@ -161,4 +160,4 @@ def build(folder, point):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruptible(main)

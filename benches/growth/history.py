@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import project
 from expected import valid
-from measure import say
+from measure import number, say
 from ours import LIMIT_S, batches, lines, rows_committed, start
 
 RATE = 500
@@ -32,8 +32,8 @@ GIVEN = ("rows_a_batch", "lake_files")  # what is done to it, not what it does
 
 
 def history(bench):
-    wanted = int(os.environ.get("BENCH_BATCHES", "30000"))
-    linked = int(os.environ.get("BENCH_FILES", str(DAY * DAYS)))
+    wanted = number("BENCH_BATCHES", 30_000)
+    linked = number("BENCH_FILES", DAY * DAYS)
     with bench.trial("history") as trial:
         aged = Aged(bench, trial)
         say("history: new …")

@@ -39,9 +39,10 @@ use object_store::{
 use uuid::Uuid;
 use walkdir::WalkDir;
 
-use crate::connector::redact;
+use super::s3;
+use crate::connector::{TableDefinition, redact};
 use crate::point::point;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o750;
@@ -58,14 +59,30 @@ pub struct Location {
     pub local: Option<PathBuf>,
     /// How DataFusion names the store.
     pub url: ObjectStoreUrl,
+    /// What an address of the store begins with, for messages.
+    shown: String,
 }
 
 impl Location {
-    /// A path or `file://` URL is durable local storage; `memory://NAME` is one store per NAME in this process (tests).
+    /// A path or `file://` URL is durable local storage, `s3://BUCKET/PATH` is S3, as the environment says how to reach it
+    /// ([`s3`]); `memory://NAME` is one store per NAME in this process (tests).
     ///
     /// # Errors
-    /// Another scheme, or a path that cannot be one of an object. Nothing is created or read.
+    /// Another scheme, a path that cannot be one of an object, settings of S3 that cannot work. Nothing is created or asked.
     pub fn parse(address: &str) -> Result<Self> {
+        Self::with_options(address, &BTreeMap::new())
+    }
+
+    /// LOCATION of a table, whose options may say how to reach it ([`s3::OPTIONS`]).
+    ///
+    /// # Errors
+    /// As [`Location::parse`].
+    pub fn of_table(table: &TableDefinition) -> Result<Self> {
+        let located = Self::with_options(&table.location, &table.options);
+        located.map_err(|error| error.at(table.place.clone()).about(Part::Location))
+    }
+
+    fn with_options(address: &str, options: &BTreeMap<String, String>) -> Result<Self> {
         let invalid =
             |e: &dyn fmt::Display| Error::user(format!("{:?} is not a usable path", redact(address))).cause(e);
         match address.split_once("://") {
@@ -82,29 +99,38 @@ impl Location {
                 let path = Path::from_absolute_path(&local).map_err(|e| invalid(&e))?;
                 // Not the scheme "file": that is DataFusion's own store, which COPY … TO writes with.
                 let url = ObjectStoreUrl::parse("poundlock://local").map_err(|e| invalid(&e))?;
-                Ok(Self { store: Arc::new(Durable::new()), path, local: Some(local), url })
+                Ok(Self { store: Arc::new(Durable::new()), path, local: Some(local), url, shown: "/".into() })
             }
             Some(("memory", rest)) => {
                 let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
                 let path = Path::parse(path.trim_matches('/')).map_err(|e| invalid(&e))?;
                 let url = ObjectStoreUrl::parse(format!("memory://{name}")).map_err(|e| invalid(&e))?;
-                Ok(Self { store: memory(name), path, local: None, url })
+                Ok(Self { store: memory(name), path, local: None, shown: url.as_str().to_string(), url })
             }
-            Some((scheme @ ("s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "http" | "https"), _)) => {
-                Err(Error::user(format!("{}: {scheme} comes with a later release", redact(address)))
-                    .hint("use a local path or a file:/// URL"))
+            Some(("s3" | "s3a", rest)) => {
+                let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() || bucket.contains(['@', ':', '?', '#']) {
+                    let hint = "write s3://BUCKET/PATH; keys and endpoint are not in it but in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL";
+                    return Err(invalid(&"it has no name of a bucket").hint(hint));
+                }
+                let path = Path::parse(path.trim_matches('/')).map_err(|e| invalid(&e))?;
+                let url = format!("s3{}://{bucket}", s3::distinction(options));
+                let url = ObjectStoreUrl::parse(url).map_err(|e| invalid(&e))?;
+                let store = s3::Bucket::open(bucket, options)?;
+                Ok(Self { store, path, local: None, url, shown: format!("s3://{bucket}/") })
+            }
+            Some((scheme @ ("gs" | "az" | "abfs" | "abfss" | "http" | "https"), _)) => {
+                Err(Error::user(format!("{}: {scheme} is not a kind of storage yet", redact(address)))
+                    .hint("use s3://BUCKET/PATH, a local path or a file:/// URL"))
             }
             Some((scheme, _)) => Err(Error::user(format!("{}: {scheme} is not a kind of storage", redact(address)))
-                .hint("use a local path or a file:/// URL")),
+                .hint("use s3://BUCKET/PATH, a local path or a file:/// URL")),
         }
     }
 
     /// For messages.
     pub fn describe(&self, path: &Path) -> String {
-        match self.local {
-            Some(_) => format!("/{path}"),
-            None => format!("{}{path}", self.url.as_str()),
-        }
+        format!("{}{path}", self.shown)
     }
 }
 
@@ -251,6 +277,23 @@ impl ObjectStore for Durable {
 }
 
 impl Durable {
+    /// A file below a folder whose name is as wanted; the first that is met. `None` too where there is no folder. Blocks.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn find(folder: &FilePath, is_wanted: impl Fn(&str) -> bool) -> StoreResult<Option<Path>> {
+        for entry in WalkDir::new(folder).min_depth(1).follow_links(true) {
+            let entry = match entry {
+                Err(e) if e.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound) => continue,
+                entry => entry.map_err(|e| generic(e.into(), folder))?,
+            };
+            if entry.file_type().is_file() && entry.file_name().to_str().is_some_and(&is_wanted) {
+                return Ok(Some(Path::from_absolute_path(entry.path())?));
+            }
+        }
+        Ok(None)
+    }
+
     /// Nothing here copies or renames; a version that is not fsynced must not slip in.
     fn unused(&self, operation: &str) -> object_store::Error {
         object_store::Error::NotImplemented { operation: operation.into(), implementer: self.to_string() }

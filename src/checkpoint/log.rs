@@ -281,9 +281,13 @@ pub struct BatchPlan {
 }
 
 fn refused_key(of: BatchPlan, sink: &str) -> Result<String> {
-    let usable = !sink.is_empty() && sink.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    if !usable {
+    if !is_file_name(sink) {
         return Err(Error::internal(format!("sink {sink:?} has a name that is not a file name")));
     }
     Ok(format!("refused/{:020}-{}-{sink}", of.batch, of.planned_at))
+}
+
+/// Of a sink: that of a file, too.
+pub(super) fn is_file_name(sink: &str) -> bool {
+    !sink.is_empty() && sink.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }

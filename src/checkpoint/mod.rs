@@ -8,6 +8,9 @@
 //! <base>/<name>/commit/<N>               put-if-absent, after everything is: the commit and the state delta
 //! <base>/<name>/state/<N>                snapshot of the state after batch N
 //! <base>/<name>/refused/<N>-<planned at>-<sink>  rows that a sink refused, before it reports done
+//! <base>/<name>/outbox/…                 rows of committed batches that wait for a sink (see [`outbox`])
+//! <base>/<name>/outbox-refused/…         what such a sink has refused of them
+//! <base>/<name>/status                   what the process that runs tells of itself (see [`status`])
 //! <base>/<name>/program/<hash>           SQL text, by content
 //! <base>/<name>/dimension/<hash>         rows of a dimension table, by content
 //! <base>/<name>/kept/…                   what connectors would else ask again: schemas
@@ -20,7 +23,8 @@
 //! Invariants: a batch costs the same however old the pipeline is (no listing, no reading back: one `head` for the
 //! fence, one put for the plan, the same for the commit). `commit/N` exists only if `commit/N-1` does. Of two
 //! processes on one checkpoint the one with the higher epoch wins: on local storage the lock keeps the second out, on
-//! object storage the first finds `epoch/<E+1>` and stops with "fenced by epoch E".
+//! object storage the first finds `epoch/<E+1>` and stops with "fenced by epoch E". There "put-if-absent" is the server's
+//! (`If-None-Match: *`), and one that does not honour it is refused when the epoch is taken.
 //!
 //! Failure: storage trouble is external and retryable, since every call may be repeated; a record that is torn, foreign
 //! or of another pipeline is an error that names it.
@@ -29,16 +33,20 @@ pub mod durable;
 pub mod frame;
 mod lock;
 mod log;
+pub mod outbox;
 pub mod record;
 mod recovery;
 mod retain;
+pub mod s3;
+pub mod status;
+pub mod trouble;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode};
 use serde::de::DeserializeOwned;
@@ -51,6 +59,7 @@ use crate::{Error, Result};
 
 pub use durable::Location;
 pub use log::{BatchPlan, Blob};
+pub use outbox::Waiting;
 pub use record::{Commit, Plan};
 pub use recovery::Recovery;
 pub use retain::{COMMITS_KEPT, SNAPSHOTS_KEPT};
@@ -117,7 +126,7 @@ impl Checkpoint {
         if let Some(local) = &location.local {
             let folder = local.join(name);
             lock = Some(lock::take(&folder)?);
-            let removed = durable::Durable::sweep(&folder, 1)
+            let removed = durable::Durable::sweep(&folder, 2)
                 .map_err(|e| Error::external(format!("could not read {}", folder.display())).cause(e))?;
             if removed > 0 {
                 let folder = folder.display();
@@ -217,7 +226,7 @@ impl Inner {
     }
 
     fn failed(&self, verb: &str, key: &str, e: object_store::Error) -> Error {
-        Error::external(format!("could not {verb} checkpoint file {}", self.describe(key))).cause(e).retryable()
+        trouble::explained(Error::external(format!("could not {verb} checkpoint file {}", self.describe(key))), &e)
     }
 
     fn fenced(&self, by: u64) -> Error {
@@ -274,13 +283,30 @@ impl Inner {
             let epoch = self.newest_epoch().await? + 1;
             let key = format!("epoch/{epoch:020}");
             let record = EpochRecord { epoch, started: now(), process: lock::this_process() };
-            if self.put_new(&key, frame::encode(&key, self.identity.uuid, &record, &[])?).await? {
+            let bytes = frame::encode(&key, self.identity.uuid, &record, &[])?;
+            if self.put_new(&key, bytes.clone()).await? {
+                self.honours_conditions(&key, bytes).await?;
                 return Ok(epoch);
             }
         }
         Err(Error::external(format!("could not take an epoch of pipeline {:?}", self.identity.name))
             .cause(format!("{EPOCH_ATTEMPTS} times another process was faster"))
             .hint("is the pipeline started over and over, in several places?"))
+    }
+
+    /// A server that overwrites what it is asked to put if absent would let two processes write one pipeline.
+    async fn honours_conditions(&self, key: &str, bytes: Bytes) -> Result<()> {
+        if self.location.local.is_some() || !self.put_new(key, bytes).await? {
+            return Ok(());
+        }
+        Err(Error::external(format!(
+            "the storage of checkpoint {} is not fit for it",
+            self.location.describe(&self.root)
+        ))
+        .cause("it has overwritten a file that was to be put only if absent (If-None-Match: *)")
+        .hint(
+            "take a server that honours conditional writes, as Amazon S3 and MinIO do, or a newer version of this one",
+        ))
     }
 
     /// Names in a folder that sort after `after`, sorted.
@@ -350,11 +376,17 @@ impl Inner {
             .map_err(|e| Error::internal(format!("writing checkpoint record {key} was stopped")).cause(e))?
     }
 
-    /// False if there is one already.
+    /// False if there is one already. It may be our own, whose answer was lost: who asks compares.
     async fn put_new(&self, key: &str, bytes: Bytes) -> Result<bool> {
-        match self.location.store.put_opts(&self.path(key), bytes.into(), PutMode::Create.into()).await {
+        let path = self.path(key);
+        match self.location.store.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            // Of two at the same time a server may refuse both.
+            Err(e @ object_store::Error::AlreadyExists { .. }) => match self.location.store.head(&path).await {
+                Ok(_) => Ok(false),
+                Err(object_store::Error::NotFound { .. }) => Err(self.failed("write", key, e)),
+                Err(e) => Err(self.failed("read", key, e)),
+            },
             Err(e) => Err(self.failed("write", key, e)),
         }
     }
@@ -366,12 +398,18 @@ impl Inner {
         }
     }
 
-    /// One that is gone already is fine.
-    async fn delete(&self, key: &str) -> Result<()> {
-        match self.location.store.delete(&self.path(key)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.failed("delete", key, e)),
+    /// Those that are gone already are fine. S3 takes a thousand of them in one request.
+    async fn delete(&self, keys: &[String]) -> Result<()> {
+        let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
+        let mut deleted = self.location.store.delete_stream(futures::stream::iter(paths).boxed());
+        while let Some(done) = deleted.next().await {
+            match done {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(self.failed("delete", keys.first().map_or("", String::as_str), e)),
+            }
+            point!("checkpoint::within_retain");
         }
+        Ok(())
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Plan {
     pub program: String,
     /// Dimension table → hash of its rows, kept as a blob `dimension/<hash>`.
     pub dimensions: BTreeMap<String, String>,
+    /// When each of them was read; absent in plans of versions that did not note it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dimensions_read_at: BTreeMap<String, i64>,
     /// `target_partitions` of the queries.
     pub partitions: usize,
     /// `--close-windows`: the last batch of a bounded run closes every window.
@@ -32,6 +35,9 @@ pub struct Plan {
     /// Tables whose address was empty: addresses are not in the program's text. `None` as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off: Option<BTreeSet<String>>,
+    /// Files of rows that sinks with an outbox have refused of earlier batches: their dead letters are in this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox_refused: Vec<String>,
 }
 
 /// The settings of the same names.
@@ -66,6 +72,32 @@ pub struct Commit {
     pub views: BTreeMap<String, ViewAccount>,
     /// Parquet files of this batch: table → paths relative to its location.
     pub files: BTreeMap<String, Vec<String>>,
+    /// What it joined with, by dimension.
+    #[serde(default)]
+    pub dimensions: BTreeMap<String, DimensionCommit>,
+    /// As in its plan: they are of no use any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox_refused: Vec<String>,
+}
+
+/// The copy of a dimension that a batch joined with; its age in the batch is `planned_at - read_at`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DimensionCommit {
+    /// Hash of its rows.
+    pub version: String,
+    /// When reading it began.
+    pub read_at: i64,
+}
+
+impl Plan {
+    /// The copies of dimensions that it fixes, those whose age is known.
+    pub fn pinned(&self) -> BTreeMap<String, DimensionCommit> {
+        let pinned = self.dimensions.iter().filter_map(|(table, version)| {
+            let read_at = *self.dimensions_read_at.get(table)?;
+            Some((table.clone(), DimensionCommit { version: version.clone(), read_at }))
+        });
+        pinned.collect()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,13 +129,16 @@ pub struct PartitionCommit {
     pub refused_by_query: u64,
 }
 
-/// produced = written + conflict + refused.
+/// produced = written + conflict + refused + outbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InsertCommit {
     pub table: String,
     pub produced: u64,
     #[serde(flatten)]
     pub report: InsertReport,
+    /// Rows that were put into an outbox; `None`: the sink has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<u64>,
     pub hash: String,
 }
 

@@ -34,6 +34,12 @@ impl Recovery {
     pub fn forget_pending(&mut self) {
         self.forgotten = self.pending.drain(..).next();
     }
+
+    /// The newest batch that is planned or committed.
+    pub fn newest(&self) -> Option<u64> {
+        let planned = self.pending.last().map(|plan| plan.number);
+        planned.max(self.last.as_ref().map(|last| last.number))
+    }
 }
 
 impl Checkpoint {
@@ -60,6 +66,23 @@ impl Checkpoint {
         inner.progress().last = Some(last.as_ref().map(|commit| commit.number));
         pending.iter().for_each(|plan| inner.note_plan(plan));
         Ok(Recovery { last, snapshot, deltas, pending, forgotten: None })
+    }
+}
+
+impl Checkpoint {
+    /// Whether an older start, which nothing kept out until the sinks were opened, has planned or committed a batch beyond what was
+    /// found. On local storage the lock kept it out.
+    ///
+    /// # Errors
+    /// The storage does not answer.
+    pub async fn has_moved_on(&self, found: &Recovery, newest: Option<u64>) -> Result<bool> {
+        let inner = &self.0;
+        if inner.location.local.is_some() {
+            return Ok(false);
+        }
+        let committed = found.last.as_ref().map(|last| format!("{:020}", last.number));
+        let planned = newest.map(|number| format!("{number:020}-{:020}", u64::MAX));
+        Ok(!inner.list("commit", committed).await?.is_empty() || !inner.list("plan", planned).await?.is_empty())
     }
 }
 

@@ -67,10 +67,7 @@ impl Checkpoint {
             }
         }
         keys.truncate(DELETIONS_PER_CALL);
-        for key in &keys {
-            inner.delete(key).await?;
-            point!("checkpoint::within_retain");
-        }
+        inner.delete(&keys).await?;
         let blobs = inner.remove_blobs(horizon, DELETIONS_PER_CALL - keys.len()).await?;
         Ok(keys.len() + blobs)
     }
@@ -84,18 +81,18 @@ impl Inner {
             return Ok(0);
         }
         let _none_is_put_meanwhile = self.blobs.lock().await;
-        let mut removed = 0;
+        let mut unused = vec![];
         for folder in ["program", "dimension"] {
             for name in self.list(folder, None).await? {
                 let key = format!("{folder}/{name}");
-                let unused = self.progress().used.get(&key).is_none_or(|newest| *newest < horizon);
-                if unused && removed < limit {
-                    self.delete(&key).await?;
-                    self.progress().used.remove(&key);
-                    removed += 1;
+                if self.progress().used.get(&key).is_none_or(|newest| *newest < horizon) {
+                    unused.push(key);
                 }
             }
         }
-        Ok(removed)
+        unused.truncate(limit);
+        self.delete(&unused).await?;
+        self.progress().used.retain(|key, _| !unused.contains(key));
+        Ok(unused.len())
     }
 }

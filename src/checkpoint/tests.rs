@@ -17,10 +17,12 @@ fn plan_from(number: u64, epoch: u64, from: i64, to: i64) -> Plan {
         sources: BTreeMap::from([("kafka.t".to_string(), SourcePlan { ranges, ..Default::default() })]),
         program: "p".into(),
         dimensions: BTreeMap::new(),
+        dimensions_read_at: BTreeMap::new(),
         partitions: 1,
         close_windows: false,
         limits: None,
         off: None,
+        outbox_refused: vec![],
     }
 }
 
@@ -38,6 +40,8 @@ fn commit_of(plan: &Plan, epoch: u64) -> Commit {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        dimensions: BTreeMap::new(),
+        outbox_refused: vec![],
     }
 }
 
@@ -63,10 +67,51 @@ fn memory() -> String {
     format!("memory://{}", Uuid::new_v4().simple())
 }
 
+fn s3() -> String {
+    let bucket = std::env::var("S3_BUCKET").expect("S3_BUCKET: run this through `make test`");
+    format!("s3://{bucket}/unit-{}", Uuid::new_v4().simple())
+}
+
 fn folder() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let url = folder.path().join("checkpoints").to_str().unwrap().to_string();
     (folder, url)
+}
+
+/// Tests of what two openings share without a lock: each runs on both kinds of storage.
+macro_rules! without_a_lock {
+    ($($name:ident)*) => {
+        mod in_memory {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::memory).await;
+            })*
+        }
+        mod on_s3 {
+            $(#[tokio::test]
+            #[ignore = "needs S3: make test"]
+            async fn $name() {
+                super::$name(super::s3).await;
+            })*
+        }
+    };
+}
+
+without_a_lock! {
+    recovery_begins_at_the_newest_snapshot
+    a_large_payload_comes_back
+    a_missing_plan_is_an_error
+    the_newest_epoch_wins
+    of_racing_starts_each_has_its_own_epoch
+    the_same_again_is_fine_and_something_else_is_not
+    a_commit_of_a_lower_epoch_is_adopted_if_it_says_the_same
+    a_commit_of_a_higher_epoch_fences
+    a_plan_behind_a_superseded_one_is_void
+    a_plan_that_continues_a_lost_one_is_void
+    refusals_stand_as_they_were_first_stored
+    blobs_are_what_their_name_says
+    without_two_snapshots_nothing_is_removed
+    what_an_older_start_does_meanwhile_is_seen
 }
 
 #[tokio::test]
@@ -139,9 +184,8 @@ async fn recovery_without_a_snapshot_gives_all_deltas() {
     assert_eq!(checkpoint.last_committed().await.unwrap(), Some(3));
 }
 
-#[tokio::test]
-async fn recovery_begins_at_the_newest_snapshot() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn recovery_begins_at_the_newest_snapshot(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     run(&checkpoint, 0..=2).await;
     checkpoint.snapshot(0, "zero".into()).await.unwrap();
     assert_eq!(numbers(&checkpoint.recover().await.unwrap().deltas), [1, 2]);
@@ -159,9 +203,8 @@ async fn recovery_begins_at_the_newest_snapshot() {
     assert_eq!(checkpoint.recover().await.unwrap().snapshot, Some((5, Bytes::new())));
 }
 
-#[tokio::test]
-async fn a_large_payload_comes_back() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn a_large_payload_comes_back(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     let plan = plan(1, 1);
     let large = Bytes::from(vec![7; LARGE_PAYLOAD + 1]);
     checkpoint.plan(&plan).await.unwrap();
@@ -200,9 +243,8 @@ async fn a_hole_is_an_error() {
     assert!(checkpoint.recover().await.unwrap_err().message().contains("is missing"));
 }
 
-#[tokio::test]
-async fn a_missing_plan_is_an_error() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn a_missing_plan_is_an_error(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     run(&checkpoint, 1..=1).await;
     checkpoint.plan(&plan(3, 1)).await.unwrap();
     let error = checkpoint.recover().await.unwrap_err();
@@ -265,9 +307,8 @@ async fn another_pipelines_checkpoint_is_refused() {
     assert!(error.message().contains("has no file \"pipeline\""), "{error}");
 }
 
-#[tokio::test]
-async fn the_newest_epoch_wins() {
-    let url = memory();
+async fn the_newest_epoch_wins(storage: fn() -> String) {
+    let url = storage();
     let old = Checkpoint::open(&url, "p").await.unwrap();
     run(&old, 1..=1).await;
     old.plan(&plan(2, 1)).await.unwrap();
@@ -291,20 +332,26 @@ async fn the_newest_epoch_wins() {
     assert_eq!(old.ensure_newest().await.unwrap_err().message(), "fenced by epoch 3");
 }
 
-#[tokio::test]
-async fn of_racing_starts_each_has_its_own_epoch() {
-    let url = memory();
-    let starts = (0..8).map(|_| Checkpoint::open(&url, "p"));
-    let opened = futures::future::try_join_all(starts).await.unwrap();
-    let mut epochs: Vec<_> = opened.iter().map(|c| c.identity().epoch).collect();
-    epochs.sort_unstable();
-    assert_eq!(epochs, (1..=8).collect::<Vec<_>>());
+async fn of_racing_starts_each_has_its_own_epoch(storage: fn() -> String) {
+    let url = &storage();
+    let start = async || {
+        for _ in 0..20 {
+            match Checkpoint::open(url, "p").await {
+                Ok(opened) => return opened,
+                // Of many at the same time a server may refuse some, as it may be away: a start tries again.
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+        }
+        panic!("twenty attempts in vain");
+    };
+    let opened = futures::future::join_all((0..8).map(|_| start())).await;
+    let epochs: std::collections::BTreeSet<_> = opened.iter().map(|c| c.identity().epoch).collect();
+    assert_eq!(epochs.len(), 8, "{epochs:?}");
     assert!(opened.iter().all(|c| c.identity().uuid == opened[0].identity().uuid));
 }
 
-#[tokio::test]
-async fn the_same_again_is_fine_and_something_else_is_not() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn the_same_again_is_fine_and_something_else_is_not(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     let one = plan(1, 1);
     checkpoint.plan(&one).await.unwrap();
     checkpoint.plan(&one).await.unwrap();
@@ -324,9 +371,8 @@ async fn behind_the_fence<T: Serialize>(checkpoint: &Checkpoint, key: &str, reco
     assert!(checkpoint.0.put_new(key, bytes).await.unwrap());
 }
 
-#[tokio::test]
-async fn a_commit_of_a_lower_epoch_is_adopted_if_it_says_the_same() {
-    let url = memory();
+async fn a_commit_of_a_lower_epoch_is_adopted_if_it_says_the_same(storage: fn() -> String) {
+    let url = storage();
     let old = Checkpoint::open(&url, "p").await.unwrap();
     old.plan(&plan(1, 1)).await.unwrap();
     let new = Checkpoint::open(&url, "p").await.unwrap();
@@ -338,9 +384,8 @@ async fn a_commit_of_a_lower_epoch_is_adopted_if_it_says_the_same() {
     assert_eq!(new.recover().await.unwrap().last.unwrap().epoch, 1);
 }
 
-#[tokio::test]
-async fn a_commit_of_a_higher_epoch_fences() {
-    let url = memory();
+async fn a_commit_of_a_higher_epoch_fences(storage: fn() -> String) {
+    let url = storage();
     let old = Checkpoint::open(&url, "p").await.unwrap();
     old.plan(&plan(1, 1)).await.unwrap();
     behind_the_fence(&old, &log::commit_key(1), &commit_of(&plan(1, 1), 2), delta(1)).await;
@@ -348,9 +393,8 @@ async fn a_commit_of_a_higher_epoch_fences() {
     assert_eq!(error.message(), "fenced by epoch 2");
 }
 
-#[tokio::test]
-async fn a_plan_behind_a_superseded_one_is_void() {
-    let url = memory();
+async fn a_plan_behind_a_superseded_one_is_void(storage: fn() -> String) {
+    let url = storage();
     let first = Checkpoint::open(&url, "p").await.unwrap();
     run(&first, 1..=1).await;
     first.plan(&plan(2, 1)).await.unwrap();
@@ -364,7 +408,7 @@ async fn a_plan_behind_a_superseded_one_is_void() {
     let third = Checkpoint::open(&url, "p").await.unwrap();
     assert_eq!(third.recover().await.unwrap().pending, []);
     // An adopted plan, in contrast, leaves its successor valid.
-    let url = memory();
+    let url = storage();
     let first = Checkpoint::open(&url, "p").await.unwrap();
     first.plan(&plan(1, 1)).await.unwrap();
     first.plan(&plan(2, 1)).await.unwrap();
@@ -373,9 +417,8 @@ async fn a_plan_behind_a_superseded_one_is_void() {
     assert_eq!(second.recover().await.unwrap().pending, [plan(2, 1)]);
 }
 
-#[tokio::test]
-async fn a_plan_that_continues_a_lost_one_is_void() {
-    let url = memory();
+async fn a_plan_that_continues_a_lost_one_is_void(storage: fn() -> String) {
+    let url = storage();
     let old = Checkpoint::open(&url, "p").await.unwrap();
     run(&old, 1..=1).await;
     old.plan(&plan(2, 1)).await.unwrap();
@@ -390,6 +433,23 @@ async fn a_plan_that_continues_a_lost_one_is_void() {
     assert_eq!(fourth.recover().await.unwrap().pending, [plan(3, 3)]);
 }
 
+async fn what_an_older_start_does_meanwhile_is_seen(storage: fn() -> String) {
+    let url = storage();
+    let old = Checkpoint::open(&url, "p").await.unwrap();
+    let new = Checkpoint::open(&url, "p").await.unwrap();
+    let found = new.recover().await.unwrap();
+    assert!(!new.has_moved_on(&found, found.newest()).await.unwrap());
+    behind_the_fence(&old, &log::plan_key(1, 1), &plan(1, 1), Bytes::new()).await;
+    assert!(new.has_moved_on(&found, found.newest()).await.unwrap());
+    let found = new.recover().await.unwrap();
+    assert_eq!(found.newest(), Some(1));
+    assert!(!new.has_moved_on(&found, found.newest()).await.unwrap());
+    behind_the_fence(&old, &log::commit_key(1), &commit_of(&plan(1, 1), 1), delta(1)).await;
+    assert!(new.has_moved_on(&found, found.newest()).await.unwrap());
+    let found = new.recover().await.unwrap();
+    assert!(!new.has_moved_on(&found, found.newest()).await.unwrap());
+}
+
 #[test]
 fn plans_of_versions_before_are_read() {
     let plan = r#"{"number":7,"epoch":2,"planned_at":0,"program":"p","dimensions":{},"partitions":1,
@@ -399,9 +459,8 @@ fn plans_of_versions_before_are_read() {
     assert!(read.limits.is_none() && read.off.is_none(), "not noted, which is not the same as none");
 }
 
-#[tokio::test]
-async fn refusals_stand_as_they_were_first_stored() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn refusals_stand_as_they_were_first_stored(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     assert_eq!(checkpoint.get_refused(BatchPlan { batch: 1, planned_at: 5 }, "es").await.unwrap(), None);
     let first = vec![Refusal { insert: 0, row: 3, error: "no such field".into() }];
     assert_eq!(checkpoint.put_refused(BatchPlan { batch: 1, planned_at: 5 }, "es", &first).await.unwrap(), first);
@@ -414,9 +473,8 @@ async fn refusals_stand_as_they_were_first_stored() {
     assert!(checkpoint.put_refused(BatchPlan { batch: 1, planned_at: 5 }, "../x", &[]).await.is_err());
 }
 
-#[tokio::test]
-async fn blobs_are_what_their_name_says() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn blobs_are_what_their_name_says(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     let hash = checkpoint.put_blob(Blob::Program, "SELECT 1".into()).await.unwrap();
     assert_eq!(checkpoint.put_blob(Blob::Program, "SELECT 1".into()).await.unwrap(), hash);
     assert_eq!(checkpoint.get_blob(Blob::Program, &hash).await.unwrap(), "SELECT 1");
@@ -457,9 +515,8 @@ async fn retention_keeps_two_snapshots_a_thousand_commits_and_the_blobs_they_nee
     assert_eq!(recovery.last.unwrap().number, newest);
 }
 
-#[tokio::test]
-async fn without_two_snapshots_nothing_is_removed() {
-    let checkpoint = Checkpoint::open(&memory(), "p").await.unwrap();
+async fn without_two_snapshots_nothing_is_removed(storage: fn() -> String) {
+    let checkpoint = Checkpoint::open(&storage(), "p").await.unwrap();
     run(&checkpoint, 1..=20).await;
     checkpoint.snapshot(20, Bytes::new()).await.unwrap();
     assert_eq!(checkpoint.retain().await.unwrap(), 0);

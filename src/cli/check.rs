@@ -13,9 +13,10 @@ use serde::Serialize;
 use super::flags::SettingFlags;
 use super::load::load;
 use super::output::{Out, print_error};
-use crate::connector::{self, Sink, TableDefinition, redact};
+use crate::connector::{self, Delivery, Sink, TableDefinition, delivery, redact};
 use crate::sql::Program;
-use crate::sql::program::{SourceSpec, WatermarkSpec};
+use crate::sql::program::{ReadBackSpec, SourceSpec, WatermarkSpec};
+use crate::sql::settings::shown;
 use crate::sql::windowed::Rows;
 use crate::{Fault, Result};
 
@@ -73,6 +74,7 @@ struct Report {
     sources: Vec<Source>,
     dimensions: Vec<Dimension>,
     windowed_views: Vec<View>,
+    read_back: Vec<ReadBack>,
     sinks: Vec<SinkReport>,
     inserts: Vec<InsertReport>,
     /// Tables whose address is empty.
@@ -92,6 +94,11 @@ struct Dimension {
     table: String,
     address: String,
     refresh: Option<String>,
+    /// Those that any query reads.
+    columns: Vec<String>,
+    /// What all rows that are read meet.
+    condition: Option<String>,
+    max_bytes: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,9 +109,18 @@ struct View {
     watermark_delay: String,
 }
 
+/// A table that is written and read.
+#[derive(Debug, Serialize)]
+struct ReadBack {
+    table: String,
+    address: String,
+    how_far: Option<String>,
+}
+
 #[derive(Debug, Serialize)]
 struct SinkReport {
     name: String,
+    delivery: Delivery,
     guarantee: &'static str,
     how: String,
     tables: Vec<String>,
@@ -125,7 +141,8 @@ impl Report {
     /// # Errors
     /// Tables that cannot be written, or not together.
     fn of(program: &Program) -> Result<Self> {
-        let sinks = connector::sinks(&program.written())?;
+        let written = program.written();
+        let sinks = connector::sinks(&written)?;
         let sink_of = |table: &str| sinks.iter().find(|sink| sink.tables().iter().any(|own| own == table));
         let sources: Vec<Source> = program.sources.iter().map(source).collect();
         let inserts = program.inserts.iter().map(|insert| {
@@ -149,11 +166,15 @@ impl Report {
                     table: dimension.table.name.clone(),
                     address: address(&dimension.table),
                     refresh: dimension.refresh.map(duration),
+                    columns: dimension.read_schema().fields().iter().map(|field| field.name().clone()).collect(),
+                    condition: dimension.needed.filter.as_ref().map(|filter| filter.human_display().to_string()),
+                    max_bytes: dimension.bytes_max,
                 })
                 .collect(),
             windowed_views: views(program),
+            read_back: program.read_back.iter().map(read_back).collect(),
             inserts: inserts.collect(),
-            sinks: sinks.iter().map(|sink| sink_report(sink.as_ref())).collect(),
+            sinks: sinks.iter().map(|sink| sink_report(sink.as_ref(), delivery(sink.as_ref(), &written))).collect(),
             sources,
             off: program.off.clone(),
             warnings: program.warnings.clone(),
@@ -181,7 +202,10 @@ impl Report {
                     Some(every) => format!("read again every {every}"),
                     None => "read once, at the start".into(),
                 };
-                vec![format!("{}: {}", dimension.table, dimension.address), refresh]
+                let condition = dimension.condition.iter().map(|condition| format!(" where {condition}"));
+                let (columns, condition) = (dimension.columns.join(", "), condition.collect::<String>());
+                let takes = format!("takes {columns}{condition}; at most {}", shown(dimension.max_bytes as u64));
+                vec![format!("{}: {}", dimension.table, dimension.address), refresh, takes]
             }),
         );
         section(
@@ -190,6 +214,18 @@ impl Report {
             self.windowed_views.iter().map(|view| {
                 let line = format!("{}: {} of {}", view.name, view.windows, view.source);
                 vec![line, format!("a window closes {} after its end, by event time", view.watermark_delay)]
+            }),
+        );
+        section(
+            &mut out,
+            "reads back what it wrote",
+            self.read_back.iter().map(|table| {
+                let line = format!("{}: {}", table.table, table.address);
+                let far = table
+                    .how_far
+                    .as_ref()
+                    .map_or("all of it".into(), |far| format!("rows of up to {far} before a window"));
+                vec![line, format!("{far}, again after each batch that writes to it")]
             }),
         );
         section(
@@ -209,7 +245,13 @@ impl Report {
         section(
             &mut out,
             "guarantees",
-            self.sinks.iter().map(|sink| vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()]),
+            self.sinks.iter().map(|sink| {
+                let mut lines = vec![format!("{}: {}", sink.name, sink.guarantee), sink.how.clone()];
+                if sink.delivery == Delivery::Outbox {
+                    lines.push("from an outbox, in the background: a batch is committed before it is there".into());
+                }
+                lines
+            }),
         );
         section(&mut out, "off, for their address is empty", self.off.iter().map(|table| vec![table.clone()]));
         section(&mut out, "warnings", self.warnings.iter().map(|warning| vec![warning.clone()]));
@@ -280,9 +322,16 @@ fn views(program: &Program) -> Vec<View> {
     views.into_values().collect()
 }
 
-fn sink_report(sink: &dyn Sink) -> SinkReport {
+fn read_back(spec: &ReadBackSpec) -> ReadBack {
+    // From the end of a window that closes, which is after the watermark.
+    let how_far = spec.since.as_ref().map(|(_, moved)| micros(moved.saturating_add(spec.turn.size)));
+    ReadBack { table: spec.table.name.clone(), address: address(&spec.table), how_far }
+}
+
+fn sink_report(sink: &dyn Sink, delivery: Delivery) -> SinkReport {
     let guarantee = sink.guarantee();
-    SinkReport { name: sink.name().to_string(), guarantee: guarantee.level, how: guarantee.how, tables: sink.tables() }
+    let (name, tables) = (sink.name().to_string(), sink.tables());
+    SinkReport { name, delivery, guarantee: guarantee.level, how: guarantee.how, tables }
 }
 
 /// Kind and place of a table, without secrets.
@@ -304,6 +353,7 @@ fn seen(rows: Rows) -> &'static str {
         Rows::Whole => "every row of the windows that changed or closed in the batch",
         Rows::Changed => "the rows of windows that changed in the batch",
         Rows::Closed => "every row of the windows that closed in the batch, each window once",
+        Rows::InTurn => "every row of the windows that closed in the batch, one window after the other",
     }
 }
 

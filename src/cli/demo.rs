@@ -110,6 +110,8 @@ fn environment(place: &Place, brokers: &str) -> Environment {
         ("KAFKA_BROKER", brokers.to_string()),
         ("KAFKA_TRANSACTIONS", "false".into()),
         ("DATABASE_URL", format!("sqlite:{}", place.database().display())),
+        ("MONITORING_URL", format!("sqlite:{}", place.database().display())),
+        ("DATABASE_REPLICA_URL", String::new()),
         ("ES_URL", String::new()),
         ("LAKE_URL", place.lake().display().to_string()),
         ("CHECKPOINT_BASE", place.checkpoint().display().to_string()),

@@ -11,6 +11,8 @@ pub mod run;
 
 pub mod check;
 
+pub mod status;
+
 pub mod shell;
 
 pub mod demo;
@@ -57,6 +59,7 @@ pub struct Cli {
 pub enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
+    Status(status::StatusArgs),
     Sql(shell::SqlArgs),
     Generate(generate::GenerateArgs),
     Migrate(migrate::MigrateArgs),
@@ -74,6 +77,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     Ok(match verb {
         Verb::Run(args) => run::run(args).await?,
         Verb::Check(args) => check::run(args).await?,
+        Verb::Status(args) => status::run(args).await?,
         Verb::Sql(args) => shell::run(args).await?,
         Verb::Generate(args) => generate::run(&args).await.map(|()| ExitCode::SUCCESS)?,
         Verb::Migrate(args) => args.run(&mut output::Out::stdout()).await.map(|()| ExitCode::SUCCESS)?,

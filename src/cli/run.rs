@@ -1,11 +1,11 @@
 //! `poundlock run`: the pipeline, until it is told to stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::environment::environment;
 use super::flags::SettingFlags;
 use super::load::load;
+use crate::checkpoint::status::{Circuit, SinkStatus};
+use crate::connector::TableDefinition;
 use crate::connector::database::migrate::migrate;
 use crate::connector::elasticsearch::{connections, template};
 use crate::format::time::write_timestamp;
-use crate::pipeline::backoff::retry_at_start;
+use crate::pipeline::outbox::deliver::Prepare;
 use crate::pipeline::turn::Observer;
-use crate::pipeline::{Begin, End, Options, Pipeline, Progress, ResetState};
+use crate::pipeline::{Age, Begin, End, Options, Pipeline, Progress, ResetState, now};
 use crate::sql::Program;
 use crate::sql::substitute::Lookup;
 use crate::{Error, Result};
@@ -116,41 +118,47 @@ pub async fn drive(
     for table in &program.off {
         tracing::info!(table, "is off: its address is empty");
     }
-    let migrate = async |program: &Program| match migrations_beside {
-        Some(queries) => migrate_beside(queries, program).await,
-        None => Ok(()),
-    };
+    let prepare = migrations(migrations_beside);
     let mut pipeline = tokio::select! {
-        opened = Pipeline::open(program, begin, lookup, migrate) => opened?,
+        opened = Pipeline::open(program, begin, lookup, prepare) => opened?,
         // Nothing is in hand that a restart would not take up again.
         () = stop.cancelled() => return Ok(()),
     };
     pipeline.run(options, stop, observer).await
 }
 
-/// The project's `migrations/` lies beside its `queries/`.
-async fn migrate_beside(queries: &Path, program: &Program) -> Result<()> {
-    let folder = queries.canonicalize().ok().and_then(|path| path.parent().map(|parent| parent.join("migrations")));
-    let Some(folder) = folder.filter(|folder| folder.is_dir()) else {
+/// Applies what concerns these tables of the project's `migrations/`, which lies beside its `queries/`.
+fn migrations(beside: Option<&Path>) -> Prepare {
+    let parent = |queries: &Path| queries.canonicalize().ok()?.parent().map(|parent| parent.join("migrations"));
+    let folder = beside.and_then(parent).filter(|folder| folder.is_dir());
+    if let (Some(queries), None) = (beside, &folder) {
         tracing::info!("no migrations/ beside {}: the tables must be there", queries.display());
-        return Ok(());
-    };
-    let written: BTreeSet<String> = program
-        .written()
+    }
+    Arc::new(move |tables| {
+        let folder = folder.clone();
+        Box::pin(async move {
+            match folder {
+                Some(folder) => apply(&folder, tables).await,
+                None => Ok(()),
+            }
+        })
+    })
+}
+
+async fn apply(folder: &Path, tables: Vec<Arc<TableDefinition>>) -> Result<()> {
+    let databases: BTreeSet<&str> = tables
         .iter()
         .filter(|table| table.stored_as == "DATABASE" && table.location.starts_with("postgres"))
-        .map(|table| table.location.clone())
+        .map(|table| table.location.as_str())
         .collect();
-    for location in written {
-        let work = async || migrate(&location, &folder).await;
-        for migration in retry_at_start("migrations", "connect to the database", work).await? {
+    for location in databases {
+        for migration in migrate(location, folder).await? {
             tracing::info!(migration, "applied");
         }
     }
     let folder = folder.join(TEMPLATES);
-    for connection in connections(program.written())? {
-        let work = async || template::apply(&connection, &folder).await;
-        for template in retry_at_start("migrations", "apply the templates", work).await? {
+    for connection in connections(tables)? {
+        for template in template::apply(&connection, &folder).await? {
             tracing::info!(template, "applied");
         }
     }
@@ -192,10 +200,17 @@ pub fn observer() -> Observer {
         bar
     });
     let (total, began) = (AtomicU64::new(0), Instant::now());
+    let [sources, sinks] = [(); 2].map(|()| Mutex::new(String::new()));
+    let set = move |of: &Mutex<String>, text: String| *of.lock().unwrap_or_else(PoisonError::into_inner) = text;
     Arc::new(move |progress: Progress| {
         let batch = match progress {
             Progress::Committed(batch) => batch,
-            Progress::Away(away) => return bar.iter().for_each(|bar| bar.set_prefix(absence(away))),
+            Progress::Away(away) => return set(&sources, absence(away)),
+            Progress::Sinks(all) => {
+                set(&sinks, trouble(all, now()));
+                let prefix = [&sources, &sinks].map(|of| of.lock().unwrap_or_else(PoisonError::into_inner).clone());
+                return bar.iter().for_each(|bar| bar.set_prefix(prefix.concat()));
+            }
         };
         let total = total.fetch_add(batch.rows, Ordering::Relaxed) + batch.rows;
         let line = || {
@@ -211,6 +226,7 @@ pub fn observer() -> Observer {
                 commit_ms = millis(batch.commit),
                 lag = batch.lag,
                 watermark = batch.watermark.map(instant),
+                stale = stale(&batch.dimensions),
                 "committed"
             );
         };
@@ -219,11 +235,12 @@ pub fn observer() -> Observer {
                 bar.suspend(line);
                 let rate = total as f64 / began.elapsed().as_secs_f64().max(0.001);
                 bar.set_message(format!(
-                    "batch {}  {} rows  {}/s  lag {}",
+                    "batch {}  {} rows  {}/s  lag {}{}",
                     batch.number,
                     HumanCount(total),
                     HumanCount(rate as u64),
-                    HumanCount(batch.lag)
+                    HumanCount(batch.lag),
+                    stale(&batch.dimensions).map_or_else(String::new, |stale| format!("  stale: {stale}"))
                 ));
             }
             None => line(),
@@ -234,6 +251,33 @@ pub fn observer() -> Observer {
 /// What the status line begins with; empty while every source answers.
 fn absence(away: Option<(&str, Duration)>) -> String {
     away.map_or_else(String::new, |(table, since)| format!("{table} does not answer for {} s  ", since.as_secs()))
+}
+
+/// The dimensions whose copy is older than it should be, with its age; `None`: none is.
+fn stale(dimensions: &BTreeMap<String, Age>) -> Option<String> {
+    let stale = dimensions.iter().filter(|(_, age)| age.stale);
+    let stale: Vec<String> = stale.map(|(table, age)| format!("{table} {} s", age.age.as_secs())).collect();
+    (!stale.is_empty()).then(|| stale.join(", "))
+}
+
+/// What the status line says of sinks that do not answer, and of what waits for them.
+fn trouble(sinks: &[SinkStatus], now: i64) -> String {
+    let of = |sink: &SinkStatus| {
+        let waiting = sink.outbox.as_ref().map_or(0, |outbox| outbox.batches);
+        let is_full = sink.outbox.as_ref().is_some_and(|outbox| outbox.full);
+        let mut text = match sink.circuit {
+            Circuit::Closed if !is_full => return String::new(),
+            Circuit::Closed => sink.name.clone(),
+            _ => format!("{} does not answer for {} s", sink.name, (now - sink.since) / 1_000_000),
+        };
+        match (waiting, is_full) {
+            (_, true) => text += ", its outbox is full",
+            (0, false) => {}
+            (batches, false) => text += &format!(", {batches} batches wait"),
+        }
+        text + "  "
+    };
+    sinks.iter().map(of).collect()
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -249,6 +293,8 @@ fn instant(micros: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::status::OutboxStatus;
+    use crate::connector::Delivery;
 
     #[test]
     fn the_status_line_tells_who_does_not_answer() {
@@ -257,5 +303,31 @@ mod tests {
             "kafka.events does not answer for 12 s  "
         );
         assert_eq!(absence(None), "");
+    }
+
+    #[test]
+    fn only_copies_that_are_too_old_are_told_of() {
+        let age = |seconds, stale| Age { age: Duration::from_secs(seconds), stale };
+        let mut ages = BTreeMap::from([("db.users".to_string(), age(59, false))]);
+        assert_eq!(stale(&ages), None);
+        ages.extend([("db.prices".to_string(), age(150, true)), ("db.zones".to_string(), age(9, true))]);
+        assert_eq!(stale(&ages).unwrap(), "db.prices 150 s, db.zones 9 s");
+    }
+
+    #[test]
+    fn the_status_line_tells_which_sink_is_away_and_what_waits() {
+        let sink = |circuit, batches, full| SinkStatus {
+            name: "es".into(),
+            delivery: Delivery::Outbox,
+            circuit,
+            since: 0,
+            error: None,
+            outbox: Some(OutboxStatus { batches, full, ..OutboxStatus::default() }),
+        };
+        let line = |sink: SinkStatus| trouble(&[sink], 7_900_000);
+        assert_eq!(line(sink(Circuit::Closed, 5, false)), "");
+        assert_eq!(line(sink(Circuit::Open, 5, false)), "es does not answer for 7 s, 5 batches wait  ");
+        assert_eq!(line(sink(Circuit::HalfOpen, 5, true)), "es does not answer for 7 s, its outbox is full  ");
+        assert_eq!(line(sink(Circuit::Closed, 5, true)), "es, its outbox is full  ");
     }
 }

@@ -16,8 +16,9 @@ use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{BoundedTable, OptionDoc, OptionReader, TableDefinition, redact};
-use crate::checkpoint::Location;
-use crate::{Error, Part, Result};
+use crate::checkpoint::trouble::explained;
+use crate::checkpoint::{Location, s3};
+use crate::{Error, Result};
 
 /// Of `STORED AS CSV`.
 pub const CSV_OPTIONS: &[OptionDoc] = &[
@@ -51,14 +52,13 @@ struct Csv {
 impl FileTable {
     fn try_new(definition: &TableDefinition) -> Result<Self> {
         let wrong = |what: String| Error::user(what).at(definition.place.clone());
-        let location =
-            Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()).about(Part::Location))?;
+        let location = Location::of_table(definition)?;
         if !definition.partition_columns.is_empty() {
             return Err(wrong(format!("table {} cannot be partitioned: only Parquet tables can", definition.name)));
         }
         let (csv, options) = match definition.stored_as.as_str() {
             "CSV" => {
-                let mut options = OptionReader::new(definition, CSV_OPTIONS);
+                let mut options = OptionReader::new(definition, CSV_OPTIONS).and(s3::OPTIONS);
                 let csv = Csv {
                     header: options.word("header", &["true", "false"], "true")? == "true",
                     delimiter: byte(&mut options, "delimiter", b',')?,
@@ -67,7 +67,7 @@ impl FileTable {
                 };
                 (Some(csv), options)
             }
-            "JSON" => (None, OptionReader::new(definition, JSON_OPTIONS)),
+            "JSON" => (None, OptionReader::new(definition, JSON_OPTIONS).and(s3::OPTIONS)),
             other => {
                 let error = format!("table {} is stored as {other}, which is no file format here", definition.name);
                 return Err(wrong(error));
@@ -146,7 +146,8 @@ async fn list(definition: &TableDefinition, location: &Location, extension: &str
     if !is_folder && let Ok(file) = location.store.head(&location.path).await {
         return Ok((vec![file], false));
     }
-    let failed = |e| Error::external(format!("could not list table {}", definition.name)).at(address.clone()).cause(e);
+    let failed =
+        |e| explained(Error::external(format!("could not list table {}", definition.name)).at(address.clone()), &e);
     let listing = location.store.list(Some(&location.path)).map_err(failed);
     let files: Vec<_> = listing
         .try_filter(|file| std::future::ready(file.location.as_ref().ends_with(extension)))
@@ -167,14 +168,15 @@ async fn check_header(
     file: &ObjectMeta,
     format: &Format,
 ) -> Result<()> {
-    let failed =
-        |e: &dyn std::fmt::Display| Error::external(format!("could not read file /{}", file.location)).cause(e);
+    let shown = location.describe(&file.location);
+    let failed = |e: &dyn std::fmt::Display| Error::external(format!("could not read file {shown}")).cause(e);
     let end = file.size.min(HEADER_BYTES);
     // An empty range is an error in object stores; an empty file is a table without rows.
     if end == 0 {
         return Ok(());
     }
-    let bytes = location.store.get_range(&file.location, 0..end).await.map_err(|e| failed(&e))?;
+    let bytes = location.store.get_range(&file.location, 0..end).await;
+    let bytes = bytes.map_err(|e| explained(Error::external(format!("could not read file {shown}")), &e))?;
     let (found, _) = format.infer_schema(Cursor::new(bytes), Some(0)).map_err(|e| failed(&e))?;
     let found: Vec<&str> = found.fields().iter().map(|f| f.name().trim_start_matches('\u{feff}').trim()).collect();
     let declared: Vec<&str> = definition.schema.fields().iter().map(|f| f.name().as_str()).collect();
@@ -182,7 +184,7 @@ async fn check_header(
     if same {
         return Ok(());
     }
-    Err(Error::user(format!("the header of /{} is not what table {} declares", file.location, definition.name))
+    Err(Error::user(format!("the header of {shown} is not what table {} declares", definition.name))
         .at(definition.place.clone())
         .cause(format!("the file has {}; declared are {}", found.join(", "), declared.join(", ")))
         .hint("columns are taken in order: declare them as in the file, or set 'header' 'false' if its first line is data"))

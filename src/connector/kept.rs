@@ -10,6 +10,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 use super::background;
+use crate::checkpoint::trouble::explained;
 use crate::{Error, Result};
 
 /// See the module's documentation. Cheap to clone.
@@ -73,7 +74,7 @@ fn damaged(path: &Path) -> Error {
 }
 
 fn failed(verb: &str, path: &Path, error: object_store::Error) -> Error {
-    Error::external(format!("could not {verb} checkpoint file /{path}")).cause(error).retryable()
+    explained(Error::external(format!("could not {verb} checkpoint file /{path}")), &error)
 }
 
 #[cfg(test)]

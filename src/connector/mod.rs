@@ -48,7 +48,9 @@ pub mod http;
 
 pub use kept::Kept;
 pub use options::{OptionDoc, OptionReader, redact};
-pub use registry::{bounded, check, is_keyed, is_read_by_batch, is_readable, raw_source, sinks, source};
+pub use registry::{
+    bounded, check, delivery, is_keyed, is_read_back, is_read_by_batch, is_readable, primary, raw_source, sinks, source,
+};
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.
 #[derive(Debug, Clone)]
@@ -73,7 +75,24 @@ pub struct TableDefinition {
     pub place: String,
 }
 
+/// Whether a batch waits for a sink, or its rows wait for the sink: `'delivery'`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// A batch is committed when the sink has it.
+    Required,
+    /// A batch is committed when its rows are in the checkpoint; they are delivered in the background.
+    Outbox,
+}
+
 impl TableDefinition {
+    pub fn delivery(&self) -> Delivery {
+        match self.options.get("delivery").map(String::as_str) {
+            Some("outbox") => Delivery::Outbox,
+            _ => Delivery::Required,
+        }
+    }
+
     /// Whether it takes what the engine itself has to refuse: `'role' 'dead_letters'`.
     pub fn is_dead_letters(&self) -> bool {
         self.options.get("role").is_some_and(|role| role.eq_ignore_ascii_case("dead_letters"))
@@ -344,6 +363,9 @@ pub struct WriteReport {
     pub files: BTreeMap<String, Vec<String>>,
     /// The batch was there already, whole or in part: what was stored of its refusals counts.
     pub already: bool,
+    /// The rows wait in an outbox: what becomes of them is not known yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handed_over: bool,
 }
 
 /// What a sink promises, printed by `check`.

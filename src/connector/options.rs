@@ -16,7 +16,15 @@ pub const ENGINE_OPTIONS: &[OptionDoc] = &[
         "`dead_letters`: the one table that also receives what the engine has to refuse; `valid`: marks the table \
               whose rows count as valid, for metrics of a later release",
     ),
-    ("refresh", "dimension: how often it is read again, as `1 minute`; without it once, at the start"),
+    (
+        "refresh",
+        "dimension: how often it is read again, as `1 minute`; without it once, at the start. At most every 100 ms",
+    ),
+    (
+        "max_bytes",
+        "dimension: how much memory its rows may take; default 256 MiB. More is an error at the start; at a refresh the last \
+         rows are kept",
+    ),
     ("watermark.column", "source: the TIMESTAMP column that is the event time; without it there are no windows"),
     ("watermark.delay", "source: how late an event may be; default 0"),
     (
@@ -29,23 +37,35 @@ pub const ENGINE_OPTIONS: &[OptionDoc] = &[
         "source: an event so far ahead of the clock moves no watermark and enters no window; \
                              default 1 hour",
     ),
-    ("delivery", "reserved: taken and without effect. Every sink is required, that is, each batch waits for it"),
+    (
+        "delivery",
+        "sink: `required` (default), each batch waits until it is there; `outbox`: the rows of a batch wait in the checkpoint and are \
+         delivered in the background, so that a system that is away stops nothing. The same for all tables of one system. Not for \
+         PARQUET, nor for dead letters",
+    ),
 ];
 
 /// Reads the options of a table; [`OptionReader::finish`] refuses what is in no list.
 pub struct OptionReader<'t> {
     table: &'t TableDefinition,
     own: &'static [OptionDoc],
+    /// Of what the table lies on.
+    more: &'static [OptionDoc],
 }
 
 impl<'t> OptionReader<'t> {
     /// `own` are the connector's options: all that will be asked for.
     pub fn new(table: &'t TableDefinition, own: &'static [OptionDoc]) -> Self {
-        Self { table, own }
+        Self { table, own, more: &[] }
+    }
+
+    /// Options beside the connector's own, which another reads: of the storage, say.
+    pub fn and(self, more: &'static [OptionDoc]) -> Self {
+        Self { more, ..self }
     }
 
     fn known(&self) -> impl Iterator<Item = &'static str> {
-        self.own.iter().chain(ENGINE_OPTIONS).map(|(name, _)| *name)
+        self.own.iter().chain(self.more).chain(ENGINE_OPTIONS).map(|(name, _)| *name)
     }
 
     fn is_known(&self, key: &str) -> bool {
@@ -133,7 +153,25 @@ pub fn duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok()
 }
 
-/// An address fit to be printed: the password of a URL and the values of secret-looking parameters become `***`.
+/// Parameters of an address that are no secret. All others are hidden: a misspelled one may be a password.
+const SHOWN: [&str; 14] = [
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "load_balance_hosts",
+    "port",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// An address fit to be printed: the password of a URL and the values of parameters that may be secret become `***`.
 pub fn redact(address: &str) -> String {
     let mut text = address.to_string();
     // One that lacks its scheme is refused, and must not be shown by the refusal either.
@@ -143,6 +181,14 @@ pub fn redact(address: &str) -> String {
         && let Some(colon) = text[rest..at].find(':').map(|i| rest + i)
     {
         text.replace_range(colon + 1..at, "***");
+    }
+    if let Some(query) = text.find('?') {
+        let hidden = |parameter: &str| match parameter.split_once('=') {
+            Some((name, _)) if !SHOWN.contains(&name) => format!("{name}=***"),
+            _ => parameter.to_string(),
+        };
+        let parameters: Vec<String> = text[query + 1..].split('&').map(hidden).collect();
+        text.replace_range(query + 1.., &parameters.join("&"));
     }
     for secret in ["password=", "secret=", "token=", "key="] {
         let mut from = 0;
@@ -199,6 +245,10 @@ mod tests {
         assert_eq!(redact("postgres://me:a@b/c#d@host/db"), "postgres://me:***@host/db");
         assert_eq!(redact("host=h password=abc dbname=x"), "host=h password=*** dbname=x");
         assert_eq!(redact("postgres://host/db?user=u&password=p"), "postgres://host/db?user=u&password=***");
+        assert_eq!(
+            redact("postgres://h/d?sslmode=prefer&passwort=p&x"),
+            "postgres://h/d?sslmode=prefer&passwort=***&x"
+        );
         assert_eq!(redact("127.0.0.1:9092"), "127.0.0.1:9092");
         assert_eq!(redact("elastic:s3cret@host:9200"), "elastic:***@host:9200");
     }

@@ -11,7 +11,7 @@ use super::delta::{self, DeltaSink};
 use super::elasticsearch::{ElasticsearchSink, ElasticsearchTable, OpType};
 use super::kafka::{self, KafkaSink, KafkaSourceTable, KafkaTable};
 use super::parquet::{self, ParquetSink, Visible};
-use super::{BoundedTable, Sink, SourceTable, TableDefinition, file};
+use super::{BoundedTable, Delivery, Sink, SourceTable, TableDefinition, file};
 use crate::{Error, Part, Result};
 
 /// Kinds of tables that take rows.
@@ -51,6 +51,19 @@ pub fn is_readable(table: &TableDefinition) -> bool {
     table.stored_as != "ELASTICSEARCH"
 }
 
+/// The same table, read where it is written and not from a replica.
+pub fn primary(table: &TableDefinition) -> TableDefinition {
+    let mut primary = table.clone();
+    primary.options.remove("replica");
+    primary
+}
+
+/// Whether a program that writes it may read it as well: what a batch wrote can be read as soon as it is committed.
+pub fn is_read_back(table: &TableDefinition) -> bool {
+    let later = table.options.get("delivery").is_some_and(|delivery| delivery != "required");
+    table.stored_as == "DATABASE" && !later && !table.is_dead_letters()
+}
+
 /// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
 /// batch that has begun here cannot be committed without this table.
 pub fn is_read_by_batch(table: &TableDefinition) -> bool {
@@ -79,8 +92,31 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
                 .about(Part::StoredAs)
                 .hint("write to PARQUET, DELTA, DATABASE, KAFKA or ELASTICSEARCH"))
         }
-        None => Ok(sinks),
+        None => sinks.iter().try_for_each(|sink| same_delivery(sink.as_ref(), tables)).map(|()| sinks),
     }
+}
+
+/// Whether batches wait for a sink of [`sinks`]: all its tables say the same.
+pub fn delivery(sink: &dyn Sink, tables: &[Arc<TableDefinition>]) -> Delivery {
+    let own = sink.tables();
+    let is_outbox = tables.iter().any(|table| own.contains(&table.name) && table.delivery() == Delivery::Outbox);
+    if is_outbox { Delivery::Outbox } else { Delivery::Required }
+}
+
+/// A system takes the rows of a batch together, and knows of one last batch: it cannot be ahead with some of its tables.
+fn same_delivery(sink: &dyn Sink, tables: &[Arc<TableDefinition>]) -> Result<()> {
+    let own = sink.tables();
+    let of = |delivery| tables.iter().find(|table| own.contains(&table.name) && table.delivery() == delivery);
+    let (Some(required), Some(outbox)) = (of(Delivery::Required), of(Delivery::Outbox)) else { return Ok(()) };
+    let error =
+        format!("tables {} and {} are of one system, which only one has an outbox for", required.name, outbox.name);
+    let hint = match outbox.stored_as.as_str() {
+        "DATABASE" => {
+            "give both the same 'delivery'; or, in PostgreSQL, the table with the outbox 'transaction' 'own': then it is a sink by itself"
+        }
+        _ => "give all tables of one cluster the same 'delivery'",
+    };
+    Err(Error::user(error).at(outbox.place.clone()).about(Part::OptionValue("delivery".into())).hint(hint))
 }
 
 /// # Errors

@@ -163,6 +163,12 @@ pub fn write_timestamp(value: i64, per_second: i64, out: &mut Vec<u8>) {
     }
 }
 
+/// A length of time in µs for people, in whole seconds: "12s", "3m 5s". Less than nothing is "0s".
+pub fn lasting(micros: i64) -> String {
+    let whole = std::time::Duration::from_secs(u64::try_from(micros / 1_000_000).unwrap_or(0));
+    humantime::format_duration(whole).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -17,7 +17,7 @@ use crate::format::json_encode::encode_rows;
 use crate::{Error, Result};
 
 /// A row that was refused, and by whom.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DeadLetter {
     error: String,
     stage: &'static str,
@@ -28,6 +28,8 @@ pub struct DeadLetter {
     topic: Option<String>,
     partition: Option<i64>,
     offset: Option<i64>,
+    /// The batch that it is of, if that is an earlier one.
+    batch: Option<u64>,
 }
 
 impl DeadLetter {
@@ -41,6 +43,7 @@ impl DeadLetter {
             topic: Some(source.location.clone()),
             partition: Some(i64::from(refused.partition)),
             offset: Some(refused.offset),
+            batch: None,
         }
     }
 
@@ -51,22 +54,30 @@ impl DeadLetter {
         for batch in &insert.rows {
             if position < batch.num_rows() {
                 let row = batch.slice(position, 1);
-                let (topic, partition, offset) =
-                    (text(&row, "topic"), number(&row, "partition"), number(&row, "offset"));
-                return Ok(Self {
-                    raw: column(&row, "raw").cloned(),
-                    error: refusal.error.clone(),
-                    stage: "sink",
-                    sink: Some(insert.table.name.clone()),
-                    topic,
-                    partition,
-                    offset,
-                    row,
-                });
+                return Ok(Self::of_row(row, refusal.error.clone(), &insert.table.name));
             }
             position -= batch.num_rows();
         }
         Err(Error::internal(format!("a sink refused row {} of {}, which has fewer", refusal.row, insert.table.name)))
+    }
+
+    /// Of a table that has an outbox, which has told it when its batch was committed.
+    pub fn of_outbox(row: RecordBatch, error: &str, table: &str, batch: u64) -> Self {
+        Self { batch: Some(batch), ..Self::of_row(row, error.to_string(), table) }
+    }
+
+    fn of_row(row: RecordBatch, error: String, table: &str) -> Self {
+        Self {
+            raw: column(&row, "raw").cloned(),
+            error,
+            stage: "sink",
+            sink: Some(table.to_string()),
+            topic: text(&row, "topic"),
+            partition: number(&row, "partition"),
+            offset: number(&row, "offset"),
+            batch: None,
+            row,
+        }
     }
 }
 
@@ -115,8 +126,8 @@ pub fn rows(letters: &[DeadLetter], batch: u64, table: &Arc<TableDefinition>) ->
     if letters.is_empty() {
         return Ok(vec![]);
     }
-    let batch = i64::try_from(batch).ok();
     let rows = letters.iter().map(|letter| {
+        let batch = i64::try_from(letter.batch.unwrap_or(batch)).ok();
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(table.schema.fields().len());
         for field in table.schema.fields() {
             columns.push(cell(letter, field, batch)?);

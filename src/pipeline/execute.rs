@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::dead_letters::DeadLetter;
+use super::outbox::entry::{self, Refused};
 use super::run::{Batch, Outcome, SourceBatch, maxima};
 use super::start::{Pipeline, now};
-use super::write::{ToWrite, Written};
+use super::write::{RefusedBefore, ToWrite, Written};
 use crate::checkpoint::record::{InsertCommit, PartitionCommit, SourceCommit};
 use crate::checkpoint::{Commit, Plan};
-use crate::connector::{Cut, Loss, Ranges};
+use crate::connector::{Cut, InsertRows, Loss, Ranges};
 use crate::state::image::ImageWriter;
 use crate::{Error, Result};
 
@@ -44,6 +45,12 @@ impl Pipeline {
         }
         let batch = Batch { number: plan.number, planned_at: plan.planned_at, partitions: plan.partitions, sources };
         let Outcome { inserts, deltas, views, refused } = self.runner.run(&batch).await?;
+        for table in &mut self.read_back {
+            let writes = |rows: &InsertRows| rows.table.name == table.spec.table.name && rows.row_count() > 0;
+            if inserts.iter().any(writes) {
+                table.forget();
+            }
+        }
         let mut letters = Vec::with_capacity(refused.len());
         for row in &refused {
             if let Some(partition) = accounts.get_mut(&row.source).and_then(|a| a.partitions.get_mut(&row.partition)) {
@@ -51,6 +58,7 @@ impl Pipeline {
             }
             letters.push(DeadLetter::of_query(row, &self.program.tables[&row.source]));
         }
+        let refused_by_outbox = self.refused_before(&plan.outbox_refused).await?;
         let after = batch.sources.iter().map(|(name, source)| (name.clone(), source.after)).collect();
         drop(batch);
         let mut delta = ImageWriter::default();
@@ -72,11 +80,30 @@ impl Pipeline {
             inserts: BTreeMap::new(),
             views,
             files: BTreeMap::new(),
+            dimensions: plan.pinned(),
+            outbox_refused: plan.outbox_refused.clone(),
         };
         let offsets = plan.sources.iter().map(|(name, source)| (name.clone(), source.ranges.clone())).collect();
         let (number, planned_at) = (plan.number, plan.planned_at);
-        let to_write = ToWrite { number, planned_at, offsets, inserts, refused_by_query: letters };
+        let to_write = ToWrite { number, planned_at, offsets, inserts, refused_by_query: letters, refused_by_outbox };
         Ok(Executed { to_write, commit, delta: delta.finish(), snapshot })
+    }
+
+    /// What sinks with an outbox have refused of earlier batches, as the plan lists it.
+    async fn refused_before(&self, names: &[String]) -> Result<Vec<RefusedBefore>> {
+        let mut all = vec![];
+        for name in names {
+            let (refused, payload): (Refused, Bytes) = self.checkpoint.read_outbox_refused(name).await?;
+            let mut letters = vec![];
+            for (insert, rows) in refused.inserts.iter().zip(entry::sections(&payload)?) {
+                let places = rows.iter().flat_map(|rows| (0..rows.num_rows()).map(|row| rows.slice(row, 1)));
+                for (row, error) in places.zip(&insert.errors) {
+                    letters.push(DeadLetter::of_outbox(row, error, &insert.table, refused.batch));
+                }
+            }
+            all.push(RefusedBefore { letters, offsets: refused.offsets });
+        }
+        Ok(all)
     }
 
     /// A source's part of a batch: its watermark moves, its records are counted.
@@ -136,7 +163,9 @@ pub(super) fn account(commit: &mut Commit, batch: &ToWrite, written: &Written) {
     for rows in batch.inserts.iter().chain(&written.engine_rows) {
         let report = written.reports.get(&rows.insert).copied().unwrap_or_default();
         let (table, hash) = (rows.table.name.clone(), rows.hash.clone());
-        let insert = InsertCommit { table, produced: rows.row_count() as u64, report, hash };
+        let produced = rows.row_count() as u64;
+        let outbox = written.handed_over.contains(&rows.insert).then_some(produced);
+        let insert = InsertCommit { table, produced, report, outbox, hash };
         commit.inserts.insert(rows.insert, insert);
     }
     commit.files.clone_from(&written.files);

@@ -15,6 +15,8 @@ pub mod rows;
 
 pub mod run;
 
+mod in_turn;
+
 mod refused;
 
 pub mod dead_letters;
@@ -23,7 +25,15 @@ mod records;
 
 pub mod dimension;
 
+mod read_back;
+
 pub mod write;
+
+pub mod outbox;
+
+pub mod breaker;
+
+mod status;
 
 pub mod start;
 
@@ -39,6 +49,7 @@ mod execute;
 
 pub mod turn;
 
+pub use dimension::Age;
 pub use restore::ResetState;
-pub use start::{Begin, Pipeline};
+pub use start::{Begin, Pipeline, now};
 pub use turn::{BatchSummary, End, Options, Progress};

@@ -46,7 +46,8 @@ pub(super) async fn finish_old(
     })?;
     let is_target = |table: &Arc<TableDefinition>| program.targets.contains(&table.name);
     program.dead_letters = program.dead_letters.or_else(|| new.dead_letters.clone().filter(|table| !is_target(table)));
-    let mut sinks = open_sinks(&program, checkpoint, take_over).await?;
+    // What it has an outbox for is delivered later, by the new program.
+    let (mut sinks, _) = open_sinks(&program, checkpoint, take_over).await?;
     fits(&sinks, recovery)?;
     let holding = holding(&plan, &program, &mut sinks).await?;
     if holding.is_empty() {

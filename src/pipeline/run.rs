@@ -97,6 +97,14 @@ impl Runner {
         &self.stores
     }
 
+    pub(super) fn program(&self) -> &Program {
+        &self.program
+    }
+
+    pub(super) fn single(&self) -> &QueryContext {
+        &self.single
+    }
+
     /// See [`Plans::counts`].
     #[cfg(test)]
     fn plan_counts(&self) -> (usize, usize) {
@@ -152,7 +160,7 @@ impl Runner {
         let (deltas, views) = self.windows(batch, shared).await?;
         let digests = Arc::new(Digests::default());
         let mut running = JoinSet::new();
-        for number in 0..self.program.inserts.len() {
+        for number in (0..self.program.inserts.len()).filter(|i| self.program.inserts[*i].turn.is_none()) {
             let rows = self.insert_rows(number, batch, shared, &digests);
             // Row by row, the parts can come in any order. What takes rows together must take them in one order: sums
             // of floating-point numbers, and so the hash of a replay, depend on it.
@@ -164,6 +172,10 @@ impl Runner {
         while let Some(joined) = running.join_next().await {
             let (number, result) = joined.map_err(|e| Failure::internal(&e))?;
             results.insert(number, result);
+        }
+        if self.program.inserts.iter().any(|insert| insert.turn.is_some()) {
+            let in_turn = self.in_turn(batch, &deltas, shared, &digests).await?;
+            results.extend(in_turn.into_iter().map(|(number, rows)| (number, Ok(rows))));
         }
         let mut inserts = Vec::with_capacity(results.len());
         for (insert, result) in results {
@@ -249,14 +261,14 @@ impl Runner {
             let (store, delta) = (&self.stores[view.store], &deltas[view.store]);
             let source = store.definition().source.as_str();
             let bounds = bounds(batch, source);
-            for (wanted, table) in &view.demands {
+            for (wanted, table) in view.demands.iter().filter(|(wanted, _)| *wanted != Rows::InTurn) {
                 let own;
                 let changed = match wanted {
                     Rows::Changed => {
                         own = store.changed(view.size, delta, bounds);
                         &own
                     }
-                    Rows::Whole | Rows::Closed => &changed[&(source, view.size)],
+                    Rows::Whole | Rows::Closed | Rows::InTurn => &changed[&(source, view.size)],
                 };
                 let rows = store.rows(view, *wanted, changed, delta, bounds, &self.single).await;
                 table.pin(rows.map_err(|error| Failure::whole(error, format!("windowed view {}", view.name)))?);
@@ -313,7 +325,7 @@ pub(super) fn too_large(error: &DataFusionError) -> Error {
     error.hint("SET poundlock.memory higher, or let windows close earlier (watermark.delay)")
 }
 
-fn bounds(batch: &Batch, source: &str) -> Bounds {
+pub(super) fn bounds(batch: &Batch, source: &str) -> Bounds {
     let source = batch.sources.get(source);
     Bounds {
         before: source.and_then(|s| s.before).unwrap_or(i64::MIN),
@@ -337,14 +349,24 @@ pub(super) struct InsertQuery {
 impl InsertQuery {
     /// Reads what is pinned now; the rows, and their hash.
     pub async fn collect(self, context: &QueryContext) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
+        let rows = self.rows(context).await?;
+        self.number(rows)
+    }
+
+    /// Reads what is pinned now; the rows as they come.
+    pub async fn rows(&self, context: &QueryContext) -> datafusion::error::Result<Vec<RecordBatch>> {
         let state = context.state();
         let partitions = state.config_options().execution.target_partitions;
         let of = Of { part: Part::Insert(self.number), shared: self.shared, partitions };
-        let plan = self.plans.get(of, &self.plan, self.params, state).await?;
+        let plan = self.plans.get(of, &self.plan, self.params.clone(), state).await?;
         let batches = context.collect(plan).await?;
         let filled = batches.into_iter().filter(|batch| batch.num_rows() > 0);
         let recast = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec());
-        let mut batches = filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?)
+    }
+
+    /// All rows of a batch in their order, and their hash.
+    pub fn number(&self, mut batches: Vec<RecordBatch>) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
         let external = |e: Error| DataFusionError::External(Box::new(e));
         if self.sorted {
             batches = rows::sort(batches).map_err(external)?;

@@ -5,17 +5,24 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use super::backoff::retry_at_start;
 use super::dimension::Dimension;
+use super::outbox::adopt::take_up;
+use super::outbox::deliver::{Opening, Prepare};
+use super::outbox::{Outbox, Outboxes};
 use super::pending::{finish_old, forget_unfit, plan_anew};
+use super::read_back::ReadBack;
 use super::records::Archive;
 use super::restore::ResetState;
 use super::run::Runner;
 use super::watermark::Watermark;
-use super::write::Sinks;
+use super::write::{Sinks, Targets};
 use crate::checkpoint::record::{PartitionCommit, SourceCommit};
 use crate::checkpoint::{Blob, Checkpoint, Recovery};
-use crate::connector::{self, Identity, Source};
+use crate::connector::{self, Delivery, Identity, Sink, Source};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
 use crate::{Error, Result};
@@ -41,9 +48,13 @@ pub struct Pipeline {
     pub(super) checkpoint: Checkpoint,
     pub(super) runner: Runner,
     pub(super) sinks: Arc<tokio::sync::Mutex<Sinks>>,
+    pub(super) outboxes: Outboxes,
+    /// What delivers to the sinks with an outbox; ends with the pipeline.
+    pub(super) deliveries: JoinSet<()>,
     pub(super) sources: BTreeMap<String, Box<dyn Source>>,
     pub(super) watermarks: BTreeMap<String, Watermark>,
     pub(super) dimensions: Vec<Dimension>,
+    pub(super) read_back: Vec<ReadBack>,
     /// The next offset of every partition, by source: what the last batch that ran ended with.
     pub(super) positions: BTreeMap<String, BTreeMap<i32, i64>>,
     /// Sources of earlier programs, kept in every commit: when they come back, they go on where they were.
@@ -54,34 +65,47 @@ pub struct Pipeline {
     pub(super) text: String,
     pub(super) started: Instant,
     pub(super) since_snapshot: u64,
+    /// Whether to wait for a checkpoint that is away.
+    pub(super) stop: CancellationToken,
 }
 
 impl Pipeline {
-    /// Opens everything and finishes what an earlier run has planned but not committed. `prepare` makes the sinks ready for
-    /// this program, when nothing is left that is to be written under another.
+    /// Opens everything and finishes what an earlier run has planned but not committed. `prepare` makes systems ready for
+    /// tables of this program, when nothing is left that is to be written under another; sinks with an outbox in the background.
     ///
     /// # Errors
     /// What `prepare` says.
     /// A server, table or topic is missing; the checkpoint is damaged or another's; the SQL has changed so that window
     /// state cannot be kept; another process runs the pipeline.
-    pub async fn open(
-        program: Program,
-        begin: Begin,
-        lookup: Lookup<'_>,
-        prepare: impl AsyncFnOnce(&Program) -> Result<()>,
-    ) -> Result<Self> {
+    pub async fn open(program: Program, begin: Begin, lookup: Lookup<'_>, prepare: Prepare) -> Result<Self> {
         let started = Instant::now();
         let program = Arc::new(program);
         let settings = &program.settings;
-        let checkpoint = Checkpoint::open(&settings.checkpoint, settings.name()?).await?;
-        let mut recovery = checkpoint.recover().await?;
+        let name = settings.name()?;
+        let open = async || Checkpoint::open(&settings.checkpoint, name).await;
+        let checkpoint = retry_at_start("checkpoint", "open the checkpoint", open).await?;
+        let recover = async || checkpoint.recover().await;
+        let mut recovery = retry_at_start("checkpoint", "read the checkpoint", recover).await?;
+        let newest = recovery.newest();
         let text = stored_text(&program.files)?;
-        let text = checkpoint.put_blob(Blob::Program, text).await?;
+        let keep = async || checkpoint.put_blob(Blob::Program, text.clone()).await;
+        let text = retry_at_start("checkpoint", "keep the text of the program", keep).await?;
         // Before our own sinks are opened: two writers of one name would fence each other.
         finish_old(&mut recovery, &text, &checkpoint, &program, begin.take_over, lookup).await?;
-        prepare(&program).await?;
-        let mut sinks = open_sinks(&program, &checkpoint, begin.take_over).await?;
+        let mut required = program.written();
+        required.retain(|table| table.delivery() == Delivery::Required);
+        retry_at_start("migrations", "apply the migrations", async || prepare(required.clone()).await).await?;
+        let (mut sinks, behind) = open_sinks(&program, &checkpoint, begin.take_over).await?;
+        if checkpoint.has_moved_on(&recovery, newest.max(recovery.newest())).await? {
+            recovery = checkpoint.recover().await?;
+            if let Some(plan) = recovery.pending.iter().find(|plan| plan.program != text) {
+                let error = "another process has planned a batch under other SQL while this one started";
+                let error = Error::external(error).at(format!("batch {}, epoch {}", plan.number, plan.epoch));
+                return Err(error.hint("start again: that process is fenced now"));
+            }
+        }
         fits(&sinks, &recovery)?;
+        take_up(&mut sinks, &checkpoint, &recovery).await?;
         plan_anew(&mut recovery, &mut sinks, &program).await?;
         let mut pipeline = Self::assemble(program, &checkpoint, &recovery, sinks, text, started).await?;
         // A batch in hand was planned on the state that is kept, and is finished on it.
@@ -90,6 +114,7 @@ impl Pipeline {
         if !unfit.is_empty() {
             forget_unfit(&mut recovery, &pipeline).await?;
         }
+        pipeline.deliver(behind, &recovery, begin.take_over, &prepare).await?;
         for plan in &recovery.pending {
             pipeline.replay(plan).await?;
         }
@@ -154,33 +179,91 @@ impl Pipeline {
             dimensions.push(Dimension::open(spec.clone()).await?);
         }
         Ok(Self {
+            outboxes: sinks.outboxes().clone(),
+            deliveries: JoinSet::new(),
             runner: Runner::new(Arc::clone(&program), vec![]),
-            program,
             checkpoint: checkpoint.clone(),
             sinks: Arc::new(tokio::sync::Mutex::new(sinks)),
             sources,
             watermarks,
+            read_back: program.read_back.iter().cloned().map(ReadBack::new).collect(),
             dimensions,
             positions,
             absent,
             next: last.map_or(0, |last| last.number + 1),
             text,
+            program,
             started,
             since_snapshot: 0,
+            stop: CancellationToken::new(),
         })
     }
 }
 
-pub(super) async fn open_sinks(program: &Program, checkpoint: &Checkpoint, takes_over: bool) -> Result<Sinks> {
-    let mut sinks = connector::sinks(&program.written())?;
-    sinks.iter_mut().for_each(|sink| sink.keep_in(checkpoint.kept()));
+/// The sinks with an outbox, which are opened when they are delivered to.
+pub(super) type Behind = Vec<(Outbox, Box<dyn Sink>)>;
+
+pub(super) async fn open_sinks(
+    program: &Program,
+    checkpoint: &Checkpoint,
+    takes_over: bool,
+) -> Result<(Sinks, Behind)> {
+    let written = program.written();
+    let limit = program.settings.outbox as u64;
+    let (refused, mut sinks, mut behind) = (Arc::default(), vec![], vec![]);
+    for mut sink in connector::sinks(&written)? {
+        sink.keep_in(checkpoint.kept());
+        if connector::delivery(sink.as_ref(), &written) == Delivery::Required {
+            sinks.push(sink);
+            continue;
+        }
+        let own = sink.tables();
+        let tables = written.iter().filter(|table| own.contains(&table.name)).cloned();
+        let outbox = Outbox::new(sink.name(), tables, limit, checkpoint, &refused);
+        sinks.push(Box::new(outbox.handing_over(sink.guarantee())));
+        behind.push((outbox, sink));
+    }
+    let outboxes = Outboxes::new(behind.iter().map(|(outbox, _)| outbox.clone()).collect(), refused);
     let identity = Identity { takes_over, ..checkpoint.identity().clone() };
-    let letters = program.dead_letters.clone();
+    let dead_letters = program.dead_letters.clone();
     // Only for a column that somebody wants.
-    let wanted = letters.as_ref().is_some_and(|table| table.schema.index_of("raw").is_ok());
+    let wanted = dead_letters.as_ref().is_some_and(|table| table.schema.index_of("raw").is_ok());
     let sources = program.sources.iter().map(|source| &source.table).filter(|_| wanted);
     let archive = Archive::new(&identity.name, sources);
-    Sinks::open(sinks, &identity, letters, program.numbers, archive).await
+    let targets = Targets { sinks, outboxes, written, dead_letters, inserts: program.numbers, archive };
+    Ok((Sinks::open(targets, &identity).await?, behind))
+}
+
+impl Pipeline {
+    /// From now on what waits in an outbox is delivered, and what a batch adds when it is committed.
+    async fn deliver(
+        &mut self,
+        behind: Behind,
+        recovery: &Recovery,
+        takes_over: bool,
+        prepare: &Prepare,
+    ) -> Result<()> {
+        if behind.is_empty() {
+            return Ok(());
+        }
+        let told = self.checkpoint.status().await?;
+        for (outbox, sink) in behind {
+            let own = sink.tables();
+            let last = recovery.last.as_ref();
+            // It had no outbox then, so it has the batch.
+            let required =
+                last.filter(|last| last.inserts.values().any(|of| own.contains(&of.table) && of.outbox.is_none()));
+            let delivered = told.iter().flat_map(|told| &told.sinks).find(|told| told.name == outbox.name());
+            let delivered = delivered.and_then(|told| told.outbox.as_ref()?.delivered);
+            let opening = Opening {
+                identity: Identity { takes_over, ..self.checkpoint.identity().clone() },
+                prepare: Arc::clone(prepare),
+                at_least: required.map(|last| last.number).or(delivered),
+            };
+            self.deliveries.spawn(outbox.deliver(sink, opening));
+        }
+        Ok(())
+    }
 }
 
 /// Offsets mean something only in the topic they are of.
@@ -225,7 +308,8 @@ pub(super) fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
         let written_before = recovery
             .last
             .as_ref()
-            .is_some_and(|last| last.inserts.values().any(|insert| tables.contains(&insert.table)));
+            // A batch without rows leaves no record of what was delivered from an outbox.
+            .is_some_and(|last| last.inserts.values().any(|of| tables.contains(&of.table) && of.outbox.is_none()));
         if records && written_before && newest < last {
             let error = format!("sink {name} has only batch {newest:?}, the checkpoint has committed {last:?}");
             let hint = "rows of committed batches are missing there; restore the database, or take another checkpoint";

@@ -4,15 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::breaker::insist;
+use super::dimension::{Age, ages};
 use super::execute::{Executed, account, ends};
+use super::read_back::ReadBack;
 use super::start::{Pipeline, now};
+use super::status::Keeper;
+use super::watermark::Watermark;
 use super::write::{Sinks, ToWrite, Written};
-use crate::checkpoint::record::{Limits, SourcePlan};
-use crate::checkpoint::{Checkpoint, Commit, Plan};
+use crate::checkpoint::record::{DimensionCommit, Limits, SourcePlan};
+use crate::checkpoint::status::SinkStatus;
+use crate::checkpoint::{BatchPlan, Checkpoint, Commit, Plan};
 use crate::connector::{Cut, CutLimit, OffsetRange};
 use crate::point::point;
 use crate::{Error, Result};
@@ -54,6 +61,8 @@ pub struct BatchSummary {
     pub commit: Duration,
     /// Lowest watermark; µs.
     pub watermark: Option<i64>,
+    /// How old the copies of the dimensions were, by table.
+    pub dimensions: BTreeMap<String, Age>,
 }
 
 /// What a run tells of itself.
@@ -61,6 +70,8 @@ pub struct BatchSummary {
 pub enum Progress<'a> {
     /// After every cut: the source that has not answered for longest, and for how long; `None`: all do.
     Away(Option<(&'a str, Duration)>),
+    /// Every second: how the sinks answer, and what waits for them.
+    Sinks(&'a [SinkStatus]),
     /// After every commit.
     Committed(&'a BatchSummary),
 }
@@ -79,15 +90,26 @@ impl Pipeline {
     /// # Errors
     /// What stops a pipeline: nothing is lost, a restart goes on with the batch that failed.
     pub async fn run(&mut self, options: Options, stop: &CancellationToken, observer: &Observer) -> Result<()> {
-        self.sinks.lock().await.stop_with(stop.clone());
+        let watched = {
+            let mut sinks = self.sinks.lock().await;
+            sinks.stop_with(stop.clone());
+            sinks.watched()
+        };
+        let keeper = Keeper::start(&self.checkpoint, watched, self.outboxes.clone(), observer);
+        self.stop = stop.clone();
         let mut ahead = None;
         let done = self.batches(options, stop, observer, &mut ahead).await;
         // Whatever stopped it has nothing to do with the batch that is being written: that one is finished.
-        match (done, self.drain(&mut ahead, observer).await) {
+        let done = match (done, self.drain(&mut ahead, observer).await) {
             (Err(error), Err(other)) => Error::all(vec![error, other]).map_or(Ok(()), Err),
             (Err(error), Ok(())) | (Ok(()), Err(error)) => Err(error),
-            (Ok(()), Ok(())) => self.snapshot_at_end().await,
-        }
+            (Ok(()), Ok(())) => match self.empty_outboxes(stop, observer).await {
+                Ok(()) => self.snapshot_at_end().await,
+                failed => self.snapshot_at_end().await.and(failed),
+            },
+        };
+        keeper.end().await;
+        done
     }
 
     async fn batches(
@@ -109,6 +131,7 @@ impl Pipeline {
                 biased; // under a backlog there is always a full batch: whoever stops it must not have to be lucky
                 () = stop.cancelled() => break,
                 done = settled(ahead) => { self.finish(done?, observer).await?; continue }
+                failed = self.outboxes.failure() => return Err(failed),
                 () = self.filled() => ticks.reset(),
                 _ = ticks.tick() => {}
             }
@@ -132,6 +155,7 @@ impl Pipeline {
                 End::CaughtUp => all_reached,
                 End::Once => cuts.values().any(|cut| !cut.chunks.is_empty()) || all_reached,
             };
+            self.read_back(ahead, observer, stop).await?;
             if let Some(plan) = self.plan(&cuts, false).await? {
                 let waited = waiting.elapsed();
                 self.turn(plan, cuts, ahead, observer, waited).await?;
@@ -141,7 +165,7 @@ impl Pipeline {
             }
         }
         if options.close_windows && options.end != End::Never && !stop.is_cancelled() {
-            self.close(ahead, observer).await?;
+            self.close(ahead, observer, stop).await?;
         }
         Ok(())
     }
@@ -184,13 +208,19 @@ impl Pipeline {
             anything |= self.positions[name].is_empty() && self.sources[name].begins_anew();
             sources.insert(name.clone(), plan);
         }
-        if !anything {
+        let outbox_refused = self.outboxes.refused();
+        if !anything && outbox_refused.is_empty() {
             return Ok(None);
         }
-        let mut dimensions = BTreeMap::new();
+        let (mut dimensions, mut dimensions_read_at) = (BTreeMap::new(), BTreeMap::new());
         for dimension in &mut self.dimensions {
-            let hash = dimension.pin_newest(&self.checkpoint).await?;
-            dimensions.insert(dimension.spec.table.name.clone(), hash);
+            let DimensionCommit { version, read_at } = dimension.pin_newest(&self.checkpoint, &self.stop).await?;
+            let name = &dimension.spec.table.name;
+            dimensions.insert(name.clone(), version);
+            dimensions_read_at.insert(name.clone(), read_at);
+        }
+        for table in &self.read_back {
+            dimensions.insert(table.spec.table.name.clone(), table.pin_newest()?);
         }
         let settings = &self.program.settings;
         let limits = Limits {
@@ -204,12 +234,15 @@ impl Pipeline {
             sources,
             program: self.text.clone(),
             dimensions,
+            dimensions_read_at,
             partitions: settings.partitions_of_pipeline(),
             close_windows,
             limits: Some(limits),
             off: Some(self.program.off.clone()),
+            outbox_refused,
         };
-        self.checkpoint.plan(&plan).await?;
+        insist(&self.stop, "plan a batch", || self.checkpoint.plan(&plan)).await?;
+        self.outboxes.listed(&plan.outbox_refused);
         Ok(Some(plan))
     }
 
@@ -228,11 +261,13 @@ impl Pipeline {
         let mut summary = BatchSummary { number, wait, run: began.elapsed(), ..BatchSummary::default() };
         describe(&mut summary, &commit);
         summary.lag = self.sources.values().map(|source| source.lag()).sum();
+        summary.dimensions = ages(&self.dimensions, &commit.dimensions, plan.planned_at);
         self.drain(ahead, observer).await?;
         point!("turn::before_write");
-        let (sinks, checkpoint) = (Arc::clone(&self.sinks), self.checkpoint.clone());
+        let (sinks, checkpoint, stop) = (Arc::clone(&self.sinks), self.checkpoint.clone(), self.stop.clone());
         let positions = plan.sources.iter().map(|(name, source)| (name.clone(), ends(&source.ranges))).collect();
         let dead = self.program.dead_letters.as_ref().map(|table| table.name.clone());
+        let (outboxes, of) = (self.outboxes.clone(), BatchPlan { batch: number, planned_at: plan.planned_at });
         let task = tokio::spawn(async move {
             let began = Instant::now();
             let written = write(&sinks, &to_write, &checkpoint).await?;
@@ -241,10 +276,13 @@ impl Pipeline {
             account(&mut commit, &to_write, &written);
             summary.dead_letters =
                 commit.inserts.values().filter(|i| Some(&i.table) == dead.as_ref()).map(|i| i.produced).sum();
-            checkpoint.commit(&commit, delta).await?;
+            insist(&stop, "commit the batch", || checkpoint.commit(&commit, delta.clone())).await?;
+            outboxes.committed(of);
+            for name in &commit.outbox_refused {
+                insist(&stop, "forget refusals that are told", || checkpoint.remove_outbox_refused(name)).await?;
+            }
             if let Some(state) = snapshot {
-                checkpoint.snapshot(number, state).await?;
-                checkpoint.retain().await?;
+                keep(&checkpoint, &stop, number, &state).await?;
             }
             summary.commit = began.elapsed();
             Ok(summary)
@@ -266,6 +304,13 @@ impl Pipeline {
                 dimension.pin_version(hash, &self.checkpoint).await?;
             }
         }
+        for table in &mut self.read_back {
+            let name = &table.spec.table.name;
+            let Some(hash) = plan.dimensions.get(name) else {
+                return Err(Error::internal(format!("the plan of batch {} names no rows of {name}", plan.number)));
+            };
+            table.pin_version(hash, &self.checkpoint).await?;
+        }
         let observer: Observer = Arc::new(|progress| {
             if let Progress::Committed(batch) = progress {
                 let (rows, invalid, late) = (batch.rows, batch.dead_letters, batch.late);
@@ -273,33 +318,90 @@ impl Pipeline {
             }
         });
         let mut ahead = None;
+        self.outboxes.listed(&plan.outbox_refused);
         self.next = plan.number;
         self.turn(plan.clone(), cuts, &mut ahead, &observer, Duration::ZERO).await?;
         self.drain(&mut ahead, &observer).await
     }
 
     /// The last batch of a bounded run: no rows, but every window is closed.
-    async fn close(&mut self, ahead: &mut Option<InFlight>, observer: &Observer) -> Result<()> {
+    async fn close(
+        &mut self,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         if self.runner.stores().iter().all(|store| store.panes().is_empty()) {
             return Ok(());
         }
+        self.batch_without_records(true, ahead, observer, stop).await
+    }
+
+    async fn batch_without_records(
+        &mut self,
+        close_windows: bool,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         let nothing = |(partition, to): (&i32, &i64)| (*partition, OffsetRange { from: *to, to: *to });
         let cut = |(name, ends): (&String, &BTreeMap<i32, i64>)| {
             (name.clone(), Cut { ranges: ends.iter().map(nothing).collect(), ..Cut::default() })
         };
         let cuts = self.positions.iter().map(cut).collect();
-        if let Some(plan) = self.plan(&cuts, true).await? {
+        self.read_back(ahead, observer, stop).await?;
+        if let Some(plan) = self.plan(&cuts, close_windows).await? {
             self.turn(plan, cuts, ahead, observer, Duration::ZERO).await?;
         }
         self.drain(ahead, observer).await
+    }
+
+    /// At the end: what waits in the outboxes is delivered, and what they have refused has its dead letters. When it was told to
+    /// stop, only what can be had in a moment.
+    ///
+    /// # Errors
+    /// Nothing was told to stop, and rows still wait.
+    async fn empty_outboxes(&mut self, stop: &CancellationToken, observer: &Observer) -> Result<()> {
+        loop {
+            let is_empty = self.outboxes.drained(stop).await?;
+            let left = self.outboxes.left().join("; ");
+            match (is_empty, stop.is_cancelled()) {
+                (false, true) => {
+                    tracing::warn!("in the outbox there are still {left}. The next start delivers them");
+                    return Ok(());
+                }
+                (false, false) => {
+                    let hint = "they wait in the outbox, and the next start delivers them; all else is done";
+                    return Err(Error::external("a sink does not take what waits for it").cause(left).hint(hint));
+                }
+                (true, is_stopped) if is_stopped || self.outboxes.refused().is_empty() => return Ok(()),
+                (true, _) => self.batch_without_records(false, &mut None, observer, stop).await?,
+            }
+        }
     }
 
     /// So that the next start has little to read.
     async fn snapshot_at_end(&mut self) -> Result<()> {
         if self.since_snapshot > 0 && self.next > 0 {
             let image = self.image()?;
-            self.checkpoint.snapshot(self.next - 1, image).await?;
-            self.checkpoint.retain().await?;
+            keep(&self.checkpoint, &self.stop, self.next - 1, &image).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what the last batch wrote to tables that are, when it is stored.
+    async fn read_back(
+        &mut self,
+        ahead: &mut Option<InFlight>,
+        observer: &Observer,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        if self.read_back.iter().any(ReadBack::is_stale) {
+            self.drain(ahead, observer).await?;
+        }
+        for table in self.read_back.iter_mut().filter(|table| table.is_stale()) {
+            let watermark = self.watermarks.get(&table.spec.turn.source).and_then(Watermark::value);
+            table.read(watermark, &self.checkpoint, stop).await?;
         }
         Ok(())
     }
@@ -340,6 +442,13 @@ async fn settled(ahead: &mut Option<InFlight>) -> Result<(BatchSummary, BTreeMap
 
 async fn write(sinks: &tokio::sync::Mutex<Sinks>, batch: &ToWrite, checkpoint: &Checkpoint) -> Result<Written> {
     sinks.lock().await.write(batch, checkpoint).await
+}
+
+/// The state after a batch, and no more of what came before than is needed.
+async fn keep(checkpoint: &Checkpoint, stop: &CancellationToken, number: u64, state: &Bytes) -> Result<()> {
+    insist(stop, "keep the state", || checkpoint.snapshot(number, state.clone())).await?;
+    insist(stop, "remove what is not needed any more", || checkpoint.retain()).await?;
+    Ok(())
 }
 
 fn describe(summary: &mut BatchSummary, commit: &Commit) {

@@ -2,7 +2,7 @@
 //!
 //! Asked again with the same batch, a sink leaves the same result; so a retry after any error is safe. What a sink
 //! refused is stored before the dead letters are written, and the first answer counts: the dead letters of a replay are
-//! the same.
+//! the same. A sink with an outbox gets its rows later: here they are only handed over (see [`super::outbox`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,13 +11,18 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::{Backoff, retry_at_start};
+use super::backoff::retry_at_start;
+use super::breaker::{Breaker, insist};
 use super::dead_letters::{self, DeadLetter};
+use super::outbox::Outboxes;
+use super::outbox::adopt::Target;
 use super::records::Archive;
 use super::rows::Digests;
+use super::start::now;
 use crate::checkpoint::{BatchPlan, Checkpoint};
 use crate::connector::{
-    Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport, WriteRequest,
+    Delivery, Identity, InsertReport, InsertRows, Ranges, Refusal, Sink, TableDefinition, Wave, WriteReport,
+    WriteRequest,
 };
 use crate::point::point;
 use crate::{Error, Result};
@@ -32,6 +37,9 @@ pub struct Sinks {
     archive: Archive,
     /// INSERTs in the files: the engine's own rows of dead letters are numbered after them.
     inserts: usize,
+    /// All that are written, by name.
+    written: BTreeMap<String, Arc<TableDefinition>>,
+    outboxes: Outboxes,
     /// When it is cancelled, nothing is tried again: the next start finishes the batch.
     stop: CancellationToken,
 }
@@ -40,6 +48,27 @@ struct OpenSink {
     sink: Box<dyn Sink>,
     tables: BTreeSet<String>,
     newest: Option<u64>,
+    /// Of handing over, where it has an outbox: what is delivered has one of its own.
+    breaker: Arc<Breaker>,
+}
+
+/// What [`Sinks::open`] is given.
+pub struct Targets {
+    /// Those with an outbox stand there as what hands over.
+    pub sinks: Vec<Box<dyn Sink>>,
+    pub outboxes: Outboxes,
+    pub written: Vec<Arc<TableDefinition>>,
+    pub dead_letters: Option<Arc<TableDefinition>>,
+    /// INSERTs in the files.
+    pub inserts: usize,
+    pub archive: Archive,
+}
+
+/// A sink that may fail, for those who look.
+pub struct Watched {
+    pub name: String,
+    pub delivery: Delivery,
+    pub breaker: Arc<Breaker>,
 }
 
 impl OpenSink {
@@ -56,6 +85,8 @@ pub struct Written {
     pub files: BTreeMap<String, Vec<String>>,
     /// Rows of dead letters that the engine added.
     pub engine_rows: Option<InsertRows>,
+    /// INSERTs whose rows are in an outbox.
+    pub handed_over: BTreeSet<usize>,
 }
 
 /// A batch that has run.
@@ -66,28 +97,74 @@ pub struct ToWrite {
     pub offsets: BTreeMap<String, Ranges>,
     pub inserts: Vec<InsertRows>,
     pub refused_by_query: Vec<DeadLetter>,
+    /// Of earlier batches.
+    pub refused_by_outbox: Vec<RefusedBefore>,
+}
+
+/// What a sink with an outbox has refused of one batch.
+#[derive(Debug)]
+pub struct RefusedBefore {
+    pub letters: Vec<DeadLetter>,
+    /// Of that batch: there are the records.
+    pub offsets: BTreeMap<String, Ranges>,
 }
 
 impl Sinks {
     /// Connects to all of them, side by side.
-    pub async fn open(
-        sinks: Vec<Box<dyn Sink>>,
-        identity: &Identity,
-        dead_letters: Option<Arc<TableDefinition>>,
-        inserts: usize,
-        archive: Archive,
-    ) -> Result<Self> {
+    pub async fn open(targets: Targets, identity: &Identity) -> Result<Self> {
+        let Targets { sinks, outboxes, written, dead_letters, inserts, archive } = targets;
         let open = |mut sink: Box<dyn Sink>| async move {
             let name = sink.name().to_string();
             let newest = retry_at_start(&name, "open the sink", async || sink.open(identity).await).await?;
-            Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest })
+            let breaker = Arc::new(Breaker::new(&name, "its batch waits, and with it all that follow", now()));
+            Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest, breaker })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
-        Ok(Self { sinks, dead_letters, archive, inserts, stop: CancellationToken::new() })
+        let written = written.into_iter().map(|table| (table.name.clone(), table)).collect();
+        Ok(Self { sinks, dead_letters, archive, inserts, written, outboxes, stop: CancellationToken::new() })
     }
 
     pub fn stop_with(&mut self, stop: CancellationToken) {
+        self.outboxes.iter().for_each(|outbox| outbox.stop_with(stop.clone()));
         self.stop = stop;
+    }
+
+    pub fn outboxes(&self) -> &Outboxes {
+        &self.outboxes
+    }
+
+    /// The tables that are written, by name.
+    pub(super) fn tables(&self) -> &BTreeMap<String, Arc<TableDefinition>> {
+        &self.written
+    }
+
+    /// Where rows that wait in an outbox can go.
+    pub(super) fn targets(&self) -> Vec<Target> {
+        let tables = |open: &OpenSink| {
+            let own = self.written.iter().filter(|(name, _)| open.tables.contains(*name));
+            own.map(|(name, table)| (name.clone(), Arc::clone(table))).collect()
+        };
+        self.sinks.iter().map(|open| Target { name: open.sink.name().to_string(), tables: tables(open) }).collect()
+    }
+
+    /// # Errors
+    /// There is none of this name.
+    pub(super) fn sink(&mut self, name: &str) -> Result<&mut dyn Sink> {
+        let open = self.sinks.iter_mut().find(|open| open.sink.name() == name);
+        let open = open.ok_or_else(|| Error::internal(format!("there is no sink {name}")))?;
+        Ok(open.sink.as_mut())
+    }
+
+    /// All sinks, with the circuits that decide whether rows arrive in them.
+    pub(super) fn watched(&self) -> Vec<Watched> {
+        let of = |open: &OpenSink| {
+            let name = open.sink.name().to_string();
+            match self.outboxes.iter().find(|outbox| outbox.name() == name) {
+                Some(outbox) => Watched { name, delivery: Delivery::Outbox, breaker: Arc::clone(outbox.breaker()) },
+                None => Watched { name, delivery: Delivery::Required, breaker: Arc::clone(&open.breaker) },
+            }
+        };
+        self.sinks.iter().map(of).collect()
     }
 
     /// Name and newest batch of each (see [`Sink::open`]), whether it records every batch, and its tables.
@@ -117,6 +194,7 @@ impl Sinks {
         let (dead, rows): (Vec<_>, Vec<_>) = batch.inserts.iter().cloned().partition(is_dead);
         // Before anything is written: a batch that no sink holds can be planned anew under other SQL.
         self.place_for(batch, &batch.refused_by_query)?;
+        batch.refused_by_outbox.iter().try_for_each(|before| self.place_for(batch, &before.letters))?;
         let refusals = self.wave(batch, Wave::Rows, &rows, checkpoint, &mut written).await?;
         let mut letters: Vec<DeadLetter> = Vec::new();
         for refusal in &refusals {
@@ -124,8 +202,11 @@ impl Sinks {
             let insert = insert.ok_or_else(|| Error::internal("a sink refused a row of an INSERT it did not get"))?;
             letters.push(DeadLetter::of_sink(refusal, insert)?);
         }
-        if letters.iter().any(|letter| letter.wants_record().is_some()) {
-            self.find_records(batch, &mut letters).await?;
+        self.find_records(&batch.offsets, &mut letters).await?;
+        for before in &batch.refused_by_outbox {
+            let mut of_before = before.letters.clone();
+            self.find_records(&before.offsets, &mut of_before).await?;
+            letters.extend(of_before);
         }
         let dead = self.with_engine_rows(batch, dead, &letters, &mut written)?;
         point!("write::before_dead_letters");
@@ -142,23 +223,27 @@ impl Sinks {
 
     /// # Errors
     /// A source cannot be read, or it was told to stop before.
-    async fn find_records(&self, batch: &ToWrite, letters: &mut [DeadLetter]) -> Result<()> {
+    async fn find_records(&self, of: &BTreeMap<String, Ranges>, letters: &mut [DeadLetter]) -> Result<()> {
+        if letters.iter().all(|letter| letter.wants_record().is_none()) {
+            return Ok(());
+        }
         // The batch in hand is finished; but who stops it does not wait for brokers that are away.
         let patience = async {
             self.stop.cancelled().await;
             tokio::time::sleep(STOP_PATIENCE).await;
         };
         tokio::pin!(patience);
-        let mut backoff = Backoff::while_running();
+        let breaker = Breaker::new("dead letters", "their batch waits", now());
         loop {
+            breaker.attempt();
             let error = tokio::select! {
-                filled = self.archive.fill(letters, &batch.offsets) => match filled {
+                filled = self.archive.fill(letters, of) => match filled {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 },
                 () = &mut patience => Error::external("the records of refused rows could not be read again in time"),
             };
-            backoff.after_unless_stopped(&self.stop, error, "kafka", "read refused records again").await?;
+            breaker.pause_after(error, "read refused records again", &self.stop).await?;
         }
     }
 
@@ -218,7 +303,10 @@ impl Sinks {
         }
         let mut refusals = Vec::new();
         for (report, request) in try_join_all(writes).await? {
-            for rows in &request.inserts {
+            if report.handed_over {
+                written.handed_over.extend(request.inserts.iter().map(|rows| rows.insert));
+            }
+            for rows in request.inserts.iter().filter(|_| !report.handed_over) {
                 let of_insert = report.inserts.get(&rows.insert).copied().unwrap_or_default();
                 written.reports.insert(rows.insert, of_insert);
                 let produced = rows.row_count() as u64;
@@ -243,22 +331,30 @@ async fn write_one(
     checkpoint: &Checkpoint,
     stop: &CancellationToken,
 ) -> Result<(WriteReport, WriteRequest)> {
-    let mut backoff = Backoff::while_running();
+    let breaker = &open.breaker;
     let mut report = loop {
+        breaker.attempt();
         match open.sink.write(&request).await {
             Ok(report) => break report,
-            Err(error) => backoff.after_unless_stopped(stop, error, open.sink.name(), "write").await?,
+            Err(error) => breaker.pause_after(error, "write", stop).await?,
         }
     };
+    breaker.succeeded(now());
     if !open.sink.records_every_batch() && request.wave == Wave::Rows {
         let name = open.sink.name();
         let of = BatchPlan { batch: request.batch, planned_at: request.planned_at };
-        let stored = if report.already { checkpoint.get_refused(of, name).await? } else { None };
+        let stored = match report.already {
+            true => insist(stop, "read what was refused", || checkpoint.get_refused(of, name)).await?,
+            false => None,
+        };
         match stored {
             Some(stored) => report.refusals = stored,
             // Stopped before they were stored: then the sink's own, made again from the same rows, are as good.
             None if report.refusals.is_empty() => {}
-            None => report.refusals = checkpoint.put_refused(of, name, &report.refusals).await?,
+            None => {
+                let put = || checkpoint.put_refused(of, name, &report.refusals);
+                report.refusals = insist(stop, "keep what was refused", put).await?;
+            }
         }
     }
     Ok((report, request))

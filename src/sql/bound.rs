@@ -65,6 +65,11 @@ impl Bound {
         Some(self)
     }
 
+    /// How far from the start of a window of this size; `None`: it may be of a window of another size.
+    pub fn shift(&self, size: i64) -> Option<i64> {
+        self.shifts.get(&size).copied().filter(|_| self.shifts.len() == 1)
+    }
+
     fn is_end(&self) -> bool {
         self.shifts.iter().all(|(size, shift)| size == shift)
     }

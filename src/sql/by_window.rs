@@ -49,6 +49,11 @@ pub fn across_windows(plan: &LogicalPlan) -> Option<Across> {
     across
 }
 
+/// The columns of a plan that hold a bound of the row's window.
+pub fn bounds_of(plan: &LogicalPlan) -> Vec<(Column, Bound)> {
+    bounds(plan, &mut None)
+}
+
 /// The columns that hold a bound of the row's window.
 type Bounds = Vec<(Column, Bound)>;
 

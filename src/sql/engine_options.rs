@@ -1,4 +1,4 @@
-//! Options of a table that are the engine's own, whatever its connector: `role`, `delivery`, `refresh`, `watermark.…`.
+//! Options of a table that are the engine's own, whatever its connector: `role`, `delivery`, `refresh`, `max_bytes`, `watermark.…`.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use arrow::datatypes::DataType;
 use super::insert::sql_name;
 use super::nearest;
 use super::program::WatermarkSpec;
-use crate::connector::TableDefinition;
+use super::settings::size;
 use crate::connector::options::{ENGINE_OPTIONS, duration};
+use crate::connector::{TableDefinition, is_read_by_batch};
 use crate::{Error, Part, Result};
 
 /// Before a source's partition holds its watermark back no longer, and how far ahead of the clock is believed.
@@ -41,12 +42,26 @@ pub fn check(table: &TableDefinition) -> Result<()> {
     }
     match table.options.get("delivery").map(String::as_str) {
         None | Some("required") => {}
-        Some("outbox") => {
-            let error = wrong(table, "delivery", "is 'outbox', which comes with a later release");
-            return Err(error.hint("leave it out: a sink is 'required'"));
+        Some("outbox") if table.unbounded => {
+            let error = wrong(table, "delivery", "is for tables that are written");
+            return Err(error.hint("leave it out"));
         }
+        Some("outbox") if table.is_dead_letters() => {
+            let error = wrong(table, "delivery", "is 'outbox', but the table is for dead letters");
+            return Err(error.hint("leave it out: what the sinks with an outbox refuse goes there, and must arrive"));
+        }
+        Some("outbox") if is_read_by_batch(table) => {
+            let why = format!(
+                "is 'outbox', but what is read of a {} table are the files of committed batches",
+                table.stored_as
+            );
+            return Err(wrong(table, "delivery", &why).hint("leave it out: its files must be there by then"));
+        }
+        Some("outbox") => {}
         Some(other) => {
-            return Err(wrong(table, "delivery", &format!("is {other:?}, not 'required'")).hint("leave it out"));
+            let error = wrong(table, "delivery", &format!("is {other:?}, not one of required, outbox"));
+            let near = nearest(other, ["required", "outbox"]);
+            return Err(error.with_hint(near.map(|near| format!("did you mean '{near}'?"))));
         }
     }
     // One that nobody knows is refused as such.
@@ -59,10 +74,10 @@ pub fn check(table: &TableDefinition) -> Result<()> {
             let hint = "add 'watermark.column' with the TIMESTAMP column that is the event time";
             Err(misplaced(table, key, "means nothing without 'watermark.column'").hint(hint))
         }
-        _ if table.unbounded && table.options.contains_key("refresh") => {
-            Err(misplaced(table, "refresh", "is for bounded tables that are joined with").hint("leave it out"))
-        }
-        _ => Ok(()),
+        _ => match OF_DIMENSIONS.iter().find(|key| table.unbounded && table.options.contains_key(**key)) {
+            Some(key) => Err(misplaced(table, key, "is for bounded tables that are joined with").hint("leave it out")),
+            None => Ok(()),
+        },
     }
 }
 
@@ -106,6 +121,15 @@ pub fn watermark(table: &TableDefinition) -> Result<Option<WatermarkSpec>> {
     }))
 }
 
+/// Options that mean something where a table is joined with.
+const OF_DIMENSIONS: [&str; 2] = ["refresh", "max_bytes"];
+
+/// More often than this a server would do nothing else.
+const REFRESH_MIN: Duration = Duration::from_millis(100);
+
+/// The rows of a dimension are held in memory, and each version of them in the checkpoint.
+const BYTES_MAX: usize = 256 << 20;
+
 /// `None`: the table is read once.
 ///
 /// # Errors
@@ -113,7 +137,21 @@ pub fn watermark(table: &TableDefinition) -> Result<Option<WatermarkSpec>> {
 pub fn refresh(table: &TableDefinition) -> Result<Option<Duration>> {
     let Some(text) = table.options.get("refresh") else { return Ok(None) };
     match duration(text) {
-        Some(every) => Ok(Some(every)),
+        Some(every) if every >= REFRESH_MIN => Ok(Some(every)),
+        Some(_) => {
+            let error = wrong(table, "refresh", &format!("is {text:?}, more often than every {REFRESH_MIN:?}"));
+            Err(error.hint("for example '1 minute'; without it the table is read once, at the start"))
+        }
         None => Err(wrong(table, "refresh", &format!("is {text:?}, not a duration")).hint("for example '1 minute'")),
     }
+}
+
+/// How much memory the rows of a dimension may take.
+///
+/// # Errors
+/// Of the user: it is no size, or nothing.
+pub fn bytes_max(table: &TableDefinition) -> Result<usize> {
+    let Some(text) = table.options.get("max_bytes") else { return Ok(BYTES_MAX) };
+    let bytes = size(text).and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| wrong(table, "max_bytes", &format!("is {text:?}, not a size")).hint("for example '256 MiB'"))
 }

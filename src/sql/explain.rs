@@ -52,6 +52,20 @@ pub fn plain(error: &DataFusionError) -> String {
     }
 }
 
+/// Our own error, where that is what DataFusion hands on.
+///
+/// # Errors
+/// It is another one.
+pub fn own(error: DataFusionError) -> Result<Error, DataFusionError> {
+    match error {
+        DataFusionError::External(error) => error.downcast::<Error>().map(|e| *e).map_err(DataFusionError::External),
+        DataFusionError::Context(context, inner) => {
+            own(*inner).map_err(|inner| DataFusionError::Context(context, Box::new(inner)))
+        }
+        other => Err(other),
+    }
+}
+
 /// Line and column that a syntax error names.
 pub(super) fn position(error: &DataFusionError) -> Option<(u64, u64)> {
     without_marks(&text(error)).1

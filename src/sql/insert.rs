@@ -184,7 +184,7 @@ pub fn into_table(plan: LogicalPlan, columns: &[String], table: &TableDefinition
 }
 
 /// Whether every value of one type is a value of the other.
-fn fits(from: &DataType, to: &DataType) -> bool {
+pub fn fits(from: &DataType, to: &DataType) -> bool {
     use DataType::{
         Binary, BinaryView, Date32, Date64, Decimal128, Dictionary, Float32, Float64, Int8, Int16, Int32, Int64,
         LargeBinary, LargeList, LargeUtf8, List, Null, Struct, Timestamp, UInt8, UInt16, UInt32, Utf8, Utf8View,

@@ -81,7 +81,7 @@ pub fn row_wise(plan: &LogicalPlan) -> bool {
 }
 
 /// Whether every row of such a join comes of one row of its left side.
-fn keeps_left(join: JoinType) -> bool {
+pub fn keeps_left(join: JoinType) -> bool {
     matches!(join, JoinType::Inner | JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark)
 }
 

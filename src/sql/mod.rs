@@ -43,11 +43,15 @@ mod bound;
 
 mod by_window;
 
+mod read_back;
+
 pub mod functions;
 
 pub mod pinned;
 
 pub mod shared;
+
+pub mod needed;
 
 pub mod place;
 

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Column, Result, Statistics};
+use datafusion::common::{Column, Result, Statistics, internal_datafusion_err};
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, TableType};
@@ -38,7 +38,7 @@ pub enum PinnedKind {
     Dimension(String),
     /// Those rows of a source in this batch that meet a condition, or do not: see [`super::shared`].
     Part(String),
-    /// A table that is only written: it has no rows here.
+    /// A table that is written: it has rows here only if it is read back (`sql::read_back`), those of earlier windows.
     Sink(String),
     /// Rows of the windowed view of this number.
     Windowed { view: usize, closed: ClosedColumns },
@@ -73,8 +73,7 @@ impl PinnedKind {
         match self {
             Self::Source(_) | Self::Part(_) => 100_000,
             Self::Windowed { .. } => 10_000,
-            Self::Dimension(_) => 1_000,
-            Self::Sink(_) => 0,
+            Self::Dimension(_) | Self::Sink(_) => 1_000,
         }
     }
 }
@@ -97,7 +96,7 @@ impl PinnedRows {
         Arc::new(Self { schema, rows: RwLock::default() })
     }
 
-    /// Replaces the rows; they must be of the schema.
+    /// Replaces the rows. They are of the schema, all with the same columns; those that no scan reads may be left out.
     pub fn pin(&self, rows: Vec<RecordBatch>) {
         *self.rows.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rows);
     }
@@ -116,7 +115,7 @@ impl PinnedTable {
         Arc::clone(&self.rows.schema)
     }
 
-    /// Replaces the rows; they must be of the table's schema.
+    /// See [`PinnedRows::pin`].
     pub fn pin(&self, rows: Vec<RecordBatch>) {
         self.rows.pin(rows);
     }
@@ -142,10 +141,12 @@ impl TableProvider for PinnedTable {
         TableType::Base
     }
 
-    /// "Only closed windows" is answered by the state, which then need not finish the open ones.
+    /// "Only closed windows" is answered by the state, which then need not finish the open ones. What is asked of a dimension is
+    /// noted, so that no more of it need be read: see [`super::needed`].
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         let support = |filter: &&Expr| match &self.kind {
             PinnedKind::Windowed { closed, .. } if closed.is_closed_test(filter) => TableProviderFilterPushDown::Exact,
+            PinnedKind::Dimension(_) => TableProviderFilterPushDown::Inexact,
             _ => TableProviderFilterPushDown::Unsupported,
         };
         Ok(filters.iter().map(support).collect())
@@ -194,6 +195,15 @@ impl PinnedExec {
         );
         Ok(Self { rows, projection, usual_rows, properties: Arc::new(properties) })
     }
+
+    /// Where its columns are in rows that lack some.
+    fn positions(&self, rows: &RecordBatch) -> Result<Vec<usize>> {
+        let positions = self.schema();
+        let positions = positions.fields().iter().map(|field| rows.schema_ref().index_of(field.name()));
+        positions
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|e| internal_datafusion_err!("a column was not read: {e}"))
+    }
 }
 
 impl DisplayAs for PinnedExec {
@@ -237,8 +247,12 @@ impl ExecutionPlan for PinnedExec {
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let partitions = self.properties.partitioning.partition_count();
         let rows = self.rows.pinned();
+        let projection = match rows.first() {
+            Some(first) if first.num_columns() < self.rows.schema.fields().len() => Some(self.positions(first)?),
+            _ => self.projection.clone(),
+        };
         let own = rows.iter().skip(partition).step_by(partitions).cloned().collect();
-        let stream = MemoryStream::try_new(own, self.schema(), self.projection.clone())?;
+        let stream = MemoryStream::try_new(own, self.schema(), projection)?;
         Ok(Box::pin(stream))
     }
 

@@ -16,8 +16,10 @@ use super::explain::plain;
 use super::functions::{CURRENT_WATERMARK, WATERMARK_BEFORE};
 use super::insert;
 use super::lineage::{Scans, in_order, row_wise, scans, unrepeatable, uses};
+use super::needed::Needed;
 use super::pinned::{PinnedKind, PinnedTable};
-use super::program::{DimensionSpec, Insert, SourceSpec};
+use super::program::{DimensionSpec, Insert, ReadBackSpec, SourceSpec};
+use super::read_back::take_turns;
 use super::session::{create_schema, schema_of};
 use super::statement::{Kind, Name, Parsed, Statement};
 use super::windowed::{Rows, Windows};
@@ -35,6 +37,11 @@ pub(super) struct Planner<'a> {
     pub tables: BTreeMap<String, Arc<TableDefinition>>,
     pub sources: Vec<SourceSpec>,
     pub dimensions: Vec<DimensionSpec>,
+    pub read_back: Vec<ReadBackSpec>,
+    /// Where rows of the tables that are written would be read.
+    written: BTreeMap<String, (Arc<TableDefinition>, Arc<PinnedTable>)>,
+    /// Of the INSERTs that are accepted.
+    places: Vec<Place>,
     pub inserts: Vec<Insert>,
     /// INSERTs seen so far.
     pub numbers: usize,
@@ -61,6 +68,9 @@ impl<'a> Planner<'a> {
             tables: BTreeMap::new(),
             sources: vec![],
             dimensions: vec![],
+            read_back: vec![],
+            written: BTreeMap::new(),
+            places: vec![],
             inserts: vec![],
             numbers: 0,
             dead_letters: None,
@@ -149,6 +159,9 @@ impl<'a> Planner<'a> {
         };
         let pinned = PinnedTable::new(kind, Arc::clone(&definition.schema));
         self.register(name, Arc::clone(&pinned) as _, place)?;
+        if written {
+            self.written.insert(key.clone(), (Arc::clone(&definition), Arc::clone(&pinned)));
+        }
         if definition.location.is_empty() {
             self.off.insert(key.clone());
         } else if let Err(error) = connector::check(&definition) {
@@ -179,8 +192,9 @@ impl<'a> Planner<'a> {
             self.sources.push(SourceSpec { table, pinned, watermark });
         } else if !written {
             let refresh = engine_options::refresh(&definition).map_err(located)?;
-            let table = Arc::clone(&definition);
-            self.dimensions.push(DimensionSpec { table, pinned, refresh });
+            let bytes_max = engine_options::bytes_max(&definition).map_err(located)?;
+            let (table, needed) = (Arc::clone(&definition), Needed::default());
+            self.dimensions.push(DimensionSpec { table, pinned, refresh, bytes_max, needed });
         }
         self.tables.insert(key, definition);
         Ok(())
@@ -252,12 +266,8 @@ impl<'a> Planner<'a> {
     fn accept(&mut self, plan: LogicalPlan, table: Arc<TableDefinition>, place: &Place) -> Result<()> {
         let explained = |this: &Self, e: DataFusionError| this.explain(&e, place);
         let read = scans(&plan).map_err(|e| explained(self, e))?;
-        if let Some(own) = read.sinks.first() {
-            let error = format!("table {own} is written by this program, so an INSERT cannot read it yet");
-            return Err(self.error(place, error).hint("read it with `poundlock sql`, or in a program of its own"));
-        }
         let sources = self.sources_of(&plan, &read, place)?;
-        if sources.iter().any(|source| self.off.contains(source)) {
+        if sources.iter().chain(&read.sinks).any(|table| self.off.contains(table)) {
             return Ok(()); // nothing comes of it
         }
         let keyed = connector::is_keyed(&table);
@@ -290,9 +300,10 @@ impl<'a> Planner<'a> {
         let alone = row_wise && read.views.is_empty() && read.sources.len() == 1;
         let row_wise_over = if alone { read.sources.first().cloned() } else { None };
         let in_source_order = alone && in_order(&plan);
+        self.places.push(*place);
         let place = self.files.label(place);
-        let number = self.numbers;
-        self.inserts.push(Insert { number, table, place, plan, sources, row_wise_over, in_source_order, rows });
+        let (number, turn) = (self.numbers, None);
+        self.inserts.push(Insert { number, table, place, plan, sources, row_wise_over, in_source_order, rows, turn });
         Ok(())
     }
 
@@ -375,6 +386,18 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Finds the tables that are read back, and whether they can be.
+    fn take_turns(&mut self) -> Result<()> {
+        let (read_back, refusals) = take_turns(&mut self.inserts, &mut self.windows, &self.written)?;
+        self.read_back = read_back;
+        for refusal in refusals {
+            let place = self.places[refusal.insert];
+            let error = self.error(&place, refusal.message).hint(refusal.hint);
+            self.errors.push((Some(place), error));
+        }
+        Ok(())
+    }
+
     /// Only what some INSERT reads is opened.
     ///
     /// # Errors
@@ -382,6 +405,7 @@ impl<'a> Planner<'a> {
     pub fn finish(&mut self) -> Result<()> {
         self.check_sinks();
         self.check_dimensions();
+        self.take_turns()?;
         self.errors.sort_by_key(|(place, _)| *place); // stable: as found, within a statement
         if let Some(error) = Error::all(self.errors.drain(..).map(|(_, error)| error).collect()) {
             return Err(error);

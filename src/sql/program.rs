@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::Files;
 use super::functions::BatchValues;
+use super::needed::{Needed, needed};
 use super::pinned::PinnedTable;
 use super::planner::Planner;
 use super::session::session;
@@ -49,6 +51,47 @@ pub struct DimensionSpec {
     pub pinned: Arc<PinnedTable>,
     /// `None`: read once, at the start.
     pub refresh: Option<Duration>,
+    /// Its rows may take so much memory.
+    pub bytes_max: usize,
+    /// What is read of it.
+    pub needed: Needed,
+}
+
+impl DimensionSpec {
+    /// All columns of a table, read once, of the rows that meet a condition.
+    ///
+    /// # Errors
+    /// Of the user: an option of the table.
+    pub fn whole(table: Arc<TableDefinition>, pinned: Arc<PinnedTable>, filter: Option<Expr>) -> Result<Self> {
+        let bytes_max = super::engine_options::bytes_max(&table)?;
+        let needed = Needed { columns: (0..table.schema.fields().len()).collect(), filter };
+        Ok(Self { table, pinned, refresh: None, bytes_max, needed })
+    }
+
+    /// The declared columns that are read.
+    pub fn read_schema(&self) -> SchemaRef {
+        let fields = self.needed.columns.iter().map(|column| Arc::clone(&self.table.schema.fields()[*column]));
+        Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+}
+
+/// A table that the program writes and some INSERT reads: see [`super::read_back`].
+#[derive(Debug, Clone)]
+pub struct ReadBackSpec {
+    pub table: Arc<TableDefinition>,
+    pub pinned: Arc<PinnedTable>,
+    /// Of all INSERTs that read or write it.
+    pub turn: Turn,
+    /// No reader asks for rows whose value in this column is before the watermark before the batch, moved by so many µs.
+    pub since: Option<(String, i64)>,
+}
+
+/// Which windows are taken one after the other, the earliest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    pub source: String,
+    /// µs.
+    pub size: i64,
 }
 
 /// One `INSERT INTO … SELECT`.
@@ -70,6 +113,8 @@ pub struct Insert {
     pub in_source_order: bool,
     /// What it sees of windowed views; empty without any.
     pub rows: BTreeSet<Rows>,
+    /// It is run for one window after the other; `None`: for all of a batch at once.
+    pub turn: Option<Turn>,
 }
 
 /// All that the files say.
@@ -80,6 +125,7 @@ pub struct Program {
     pub tables: BTreeMap<String, Arc<TableDefinition>>,
     pub sources: Vec<SourceSpec>,
     pub dimensions: Vec<DimensionSpec>,
+    pub read_back: Vec<ReadBackSpec>,
     pub inserts: Vec<Insert>,
     /// INSERTs in the files, those that are off included.
     pub numbers: usize,
@@ -119,7 +165,7 @@ impl Program {
             planner.statement(statement).await;
         }
         planner.finish()?;
-        let Planner { tables, targets, sources, dimensions, inserts, numbers, .. } = planner;
+        let Planner { tables, targets, sources, mut dimensions, read_back, inserts, numbers, .. } = planner;
         let Planner { dead_letters, windows, warnings, off, .. } = planner;
         let inputs = windows.stores.iter().map(|store| &store.input);
         let plans: Vec<&LogicalPlan> = inserts.iter().map(|insert| &insert.plan).chain(inputs).collect();
@@ -127,12 +173,17 @@ impl Program {
             tracing::warn!("queries share no conditions: {error}");
             Shared::default()
         });
+        for dimension in &mut dimensions {
+            let read = plans.iter().copied().chain(shared.plans());
+            dimension.needed = needed(&dimension.table.name, &dimension.table.schema, read)?;
+        }
         Ok(Self {
             files,
             settings,
             tables,
             sources,
             dimensions,
+            read_back,
             inserts,
             numbers,
             targets,

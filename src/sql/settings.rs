@@ -39,6 +39,8 @@ pub struct Settings {
     pub migrate: bool,
     /// Batches from one snapshot of the window state to the next.
     pub snapshot_interval: u64,
+    /// Bytes of rows that may wait for one sink.
+    pub outbox: usize,
 }
 
 /// One row of the registry, and of the reference page.
@@ -85,7 +87,7 @@ const REGISTRY: &[SettingDoc] = &[
         environment: &["POUNDLOCK_CHECKPOINT", "CHECKPOINT_BASE"],
         default: Some("checkpoint"),
         value: "PATH",
-        doc: "Where plans, commits and window state are kept: a folder or a URL",
+        doc: "Where plans, commits and window state are kept: a folder, or `s3://BUCKET/PATH`",
     },
     SettingDoc {
         name: "max_rows_per_batch",
@@ -143,6 +145,14 @@ const REGISTRY: &[SettingDoc] = &[
         value: "BATCHES",
         doc: "The window state is written whole every so many batches, and only its changes in between",
     },
+    SettingDoc {
+        name: "outbox",
+        flag: "outbox",
+        environment: &["POUNDLOCK_OUTBOX"],
+        default: Some("1 GB"),
+        value: "SIZE",
+        doc: "Rows that may wait in the checkpoint for one sink with `'delivery' 'outbox'`; beyond it the pipeline waits for that sink",
+    },
 ];
 
 /// Keys of DataFusion that a pipeline sets itself, and what to say instead.
@@ -189,6 +199,7 @@ pub fn resolve(
         target_partitions: reader.target_partitions(),
         migrate: reader.boolean("migrate"),
         snapshot_interval: reader.count("snapshot_interval", 1..=1_000_000) as u64,
+        outbox: reader.size("outbox", 1 << 10..=1 << 50),
     };
     Error::all(reader.errors).map_or(Ok(settings), Err)
 }
@@ -405,7 +416,8 @@ pub fn size(text: &str) -> Option<u64> {
     (bytes.is_finite() && bytes < 9e15).then_some(bytes as u64)
 }
 
-fn shown(bytes: u64) -> String {
+/// As [`size`] reads it.
+pub fn shown(bytes: u64) -> String {
     let (mut number, mut units) = (bytes, ["bytes", "KiB", "MiB", "GiB", "TiB"].iter());
     let mut unit = units.next();
     while number >= 1024 && number % 1024 == 0 && units.len() > 0 {

@@ -118,6 +118,11 @@ impl Shared {
         self.plans.get(&number)
     }
 
+    /// All that share something.
+    pub fn plans(&self) -> impl Iterator<Item = &LogicalPlan> {
+        self.plans.values()
+    }
+
     /// Answers all conditions for the rows of a batch, which `rows` gives by source.
     ///
     /// # Errors

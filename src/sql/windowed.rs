@@ -18,7 +18,7 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{Column, Result, internal_err, plan_err};
-use datafusion::datasource::provider_as_source;
+use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::logical_plan::Aggregate;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
@@ -37,6 +37,8 @@ pub enum Rows {
     Changed,
     /// Every row of every window that closed in this batch.
     Closed,
+    /// The same, one window after the other, the earliest first.
+    InTurn,
 }
 
 /// One windowed view.
@@ -219,14 +221,42 @@ impl Windows {
     /// Points every scan of a windowed view in an optimized plan at the rows it is to read: the closed windows where the
     /// plan asks for no others, else `open`. Tells what it found.
     pub fn demand(&mut self, plan: LogicalPlan, open: Rows) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
+        self.point(plan, |only_closed| if only_closed { Rows::Closed } else { open })
+    }
+
+    /// The same for a plan that only asks for closed windows, and is to get them in turn.
+    pub fn demand_in_turn(&mut self, plan: LogicalPlan) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
+        self.point(plan, |_| Rows::InTurn)
+    }
+
+    /// Drops demands that none of these plans makes any more.
+    pub fn forget_unread<'p>(&mut self, plans: impl Iterator<Item = &'p LogicalPlan>) -> Result<()> {
+        let mut read: Vec<Arc<dyn TableProvider>> = vec![];
+        for plan in plans {
+            plan.apply_with_subqueries(|node| {
+                if let LogicalPlan::TableScan(scan) = node {
+                    read.extend(source_as_provider(&scan.source));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })?;
+        }
+        let is_read = |table: &Arc<PinnedTable>| {
+            read.iter().any(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(table)))
+        };
+        for view in &mut self.views {
+            view.demands.retain(|(_, table)| is_read(table));
+        }
+        Ok(())
+    }
+
+    fn point(&mut self, plan: LogicalPlan, wanted: impl Fn(bool) -> Rows) -> Result<(LogicalPlan, BTreeSet<Rows>)> {
         let mut seen = BTreeSet::new();
         let pointed = plan.transform_down_with_subqueries(|node| {
             let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };
             let Some(PinnedKind::Windowed { view, closed }) = PinnedTable::of(&scan) else {
                 return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
             };
-            let only_closed = scan.filters.iter().any(|filter| closed.is_closed_test(filter));
-            let rows = if only_closed { Rows::Closed } else { open };
+            let rows = wanted(scan.filters.iter().any(|filter| closed.is_closed_test(filter)));
             seen.insert(rows);
             let view_ = &mut self.views[view];
             let table = match view_.demands.iter().find(|(known, _)| *known == rows) {

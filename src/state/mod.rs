@@ -2,7 +2,7 @@
 
 pub mod image;
 
-mod compact;
+pub mod compact;
 
 pub mod panes;
 

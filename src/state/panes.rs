@@ -242,7 +242,8 @@ impl PaneStore {
     }
 
     /// The rows of a view that a batch shows, before its delta is applied. In the schema of the view. `changed` are the
-    /// windows that the batch changed, here or in another view of the same source; with [`Rows::Changed`] only here.
+    /// windows that the batch changed, here or in another view of the same source; with [`Rows::Changed`] only here; with
+    /// [`Rows::InTurn`] the windows to show.
     pub async fn rows(
         &self,
         view: &View,
@@ -254,14 +255,16 @@ impl PaneStore {
     ) -> Result<Vec<RecordBatch>> {
         let mut merge = Merge::new(self, delta);
         let mut windows = if rows == Rows::Closed { BTreeSet::new() } else { changed.clone() };
-        if rows != Rows::Changed {
+        if matches!(rows, Rows::Whole | Rows::Closed) {
             windows.extend(self.closing(view.size, &merge, bounds));
         }
         let mut states = Vec::new();
         for window in windows {
             let panes: Vec<i64> = merge.panes_of(window, view.size).collect();
             let parts = match rows {
-                Rows::Whole | Rows::Closed => panes.iter().flat_map(|pane| merge.states(*pane)).collect(),
+                Rows::Whole | Rows::Closed | Rows::InTurn => {
+                    panes.iter().flat_map(|pane| merge.states(*pane)).collect()
+                }
                 Rows::Changed => merge.changed(&panes)?,
             };
             for part in parts {
@@ -272,6 +275,11 @@ impl PaneStore {
         let schema = view.schema();
         let recast = |batch: RecordBatch| Ok(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec())?);
         rows.into_iter().map(recast).collect()
+    }
+
+    /// The starts of the windows of this size that a batch closes, before its delta is applied.
+    pub fn closed(&self, size: i64, delta: &Delta, bounds: Bounds) -> BTreeSet<i64> {
+        self.closing(size, &Merge::new(self, delta), bounds)
     }
 
     /// The starts of the windows that close in a batch and have a row.

@@ -14,7 +14,9 @@ pub fn poundlock(folder: &Path, arguments: &[&str]) -> Command {
     for name in ["DATABASE_URL", "KAFKA_BROKER", "KAFKA_TOPIC", "LAKE_URL", "CHECKPOINT_BASE", "POUNDLOCK_NAME"] {
         command.env_remove(name);
     }
-    for name in ["ES_URL", "ES_INDEX", "ES_BULK_CHUNK", "ES_API_KEY", "ES_CA_FILE"] {
+    for name in
+        ["DATABASE_REPLICA_URL", "ES_URL", "ES_INDEX", "ES_BULK_CHUNK", "ES_API_KEY", "ES_CA_FILE", "MONITORING_URL"]
+    {
         command.env_remove(name);
     }
     for name in ["ANOMALY_THRESHOLD", "Z_THRESHOLD", "PROCESSING_TRIGGER", "POUNDLOCK_LOG", "RUST_LOG"] {

@@ -1,7 +1,7 @@
 //! The sink of Elasticsearch on a real server: templates, dates in the names of indices, dead letters; and over TLS, with a user
 //! or an API key, through a proxy that looks at both, for the server of the tests has neither.
 
-mod proxy;
+pub mod proxy;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -103,6 +103,21 @@ async fn an_older_batch_never_replaces_a_newer_one() {
     let day = |day: &str, id: i64| (id.to_string(), json!({ "id": id, "day": day }));
     assert_eq!(documents, [day("1970-01-21", 1), day("1970-01-11", 2)]);
     server.delete(&index);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Elasticsearch: make test"]
+async fn an_alias_that_names_no_index_to_write_to_stops_and_makes_no_dead_letters() {
+    let server = Elasticsearch::of_environment();
+    let alias = unique("alias");
+    for index in ["a", "b"] {
+        let aliases = json!({ alias.as_str(): {} });
+        server.put(&format!("{alias}-{index}"), &json!({ "aliases": aliases }));
+    }
+    let table = table(&server.url, &[("index", &alias)]);
+    let error = open(&table).await.unwrap().write(&request(&table, 0, &[(1, 19_753)])).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("no write index is defined for alias"), "{error}");
+    server.delete(&format!("{alias}-a,{alias}-b"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,8 +137,9 @@ for record in lines("input.jsonl"):
         fields, undecodable = decode(payload), False
     except DoesNotDecode:
         fields, undecodable = dict.fromkeys(EVENT), True
-    decoded.append({**fields, "topic": TOPIC, "partition": place[0], "offset": place[1], "undecodable": undecodable})
-table("input", {**EVENT, **ORIGIN, "undecodable": "BOOLEAN"}, decoded)
+    decoded.append({**fields, "topic": TOPIC, "partition": place[0], "offset": place[1], "undecodable": undecodable,
+                    "arrived": None if record["timestamp"] is None else record["timestamp"] * 1000})
+table("input", {**EVENT, **ORIGIN, "undecodable": "BOOLEAN", "arrived": "BIGINT"}, decoded)
 table("users", {"user_id": "BIGINT", "name": "VARCHAR", "region": "VARCHAR"})
 
 db.execute(f"""
@@ -267,6 +268,86 @@ none("with their mean, deviation and score",
         WHERE NOT (abs(a.mean - f.mean) < 2e-6 AND abs(a.stddev - f.stddev) < 2e-6 AND abs(a.z_score - f.z_score) < 2e-4)""")
 same("alerts", f"{judged} anomalies WHERE severity IN ('medium', 'high')", f"{judged} alerts")
 expect("keyed by user", not wrong_keys, wrong_keys[:5])
+
+# ── Monitoring ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ACTIONS = {"views": "view", "clicks": "click", "searches": "search", "adds_to_cart": "add_to_cart",
+           "removes_from_cart": "remove_from_cart", "purchases": "purchase", "logins": "login", "logouts": "logout"}
+BOUNDS = {"window_start": "TIMESTAMP", "window_end": "TIMESTAMP"}
+COUNTS = {**BOUNDS, "events": "BIGINT", "users": "BIGINT", **dict.fromkeys(ACTIONS, "BIGINT"), "invalid": "BIGINT"}
+SCORE = {"mean": "DOUBLE", "stddev": "DOUBLE", "z_score": "DOUBLE"}
+table("hourly_metrics", {**COUNTS, "invalid_rate": "DOUBLE", "hours_before": "BIGINT", **SCORE})
+table("data_quality_checks", {"check_name": "VARCHAR", **BOUNDS, "rows_checked": "BIGINT", "rows_failed": "BIGINT",
+                              "failed_ratio": "DOUBLE", "status": "VARCHAR", "threshold": "DOUBLE"})
+table("anomaly_detection_results", {"metric": "VARCHAR", "subject": "VARCHAR", **BOUNDS, "value": "DOUBLE", **SCORE,
+                                    "method": "VARCHAR", "severity": "VARCHAR"})
+table("user_activity", {"user_id": "BIGINT", "name": "VARCHAR", "region": "VARCHAR", "hour": "TIMESTAMP", "event_count": "BIGINT",
+                        "active_from": "TIMESTAMP", "active_until": "TIMESTAMP"})
+db.execute(f"""
+-- A record without a time of its own counts when Kafka got it.
+CREATE TABLE timed AS SELECT *, undecodable OR broken IS NOT NULL AS invalid, make_timestamp(arrived) AS came,
+                             coalesce("timestamp", make_timestamp(arrived)) AS moment FROM checked;
+
+CREATE TABLE hours AS
+SELECT window_start, window_start + INTERVAL 1 HOUR AS window_end, count(*) FILTER (NOT invalid) AS events,
+       count(DISTINCT user_id) FILTER (NOT invalid) AS users,
+       {", ".join(f"count(*) FILTER (NOT invalid AND action = '{action}') AS {column}" for column, action in ACTIONS.items())},
+       count(*) FILTER (invalid) AS invalid
+FROM (SELECT *, date_trunc('hour', moment) AS window_start FROM timed) GROUP BY window_start;
+
+CREATE TABLE scored_hours AS
+SELECT h.*, h.invalid / (h.events + h.invalid) AS invalid_rate, past.*, round((h.events - past.mean) / nullif(past.stddev, 0), 4) AS z_score
+FROM hours h, LATERAL (SELECT count(*) AS hours_before, round(avg(p.events), 6) AS mean, round(stddev_pop(p.events), 6) AS stddev
+                       FROM hours p WHERE p.window_start < h.window_start AND p.window_start >= h.window_start - INTERVAL 24 HOUR) past;
+
+CREATE TABLE minutes AS
+SELECT window_start, window_start + INTERVAL 1 MINUTE AS window_end, count(*) AS records, count(*) FILTER (NOT undecodable) AS decoded,
+       count(*) FILTER (NOT undecodable AND (user_id IS NULL OR action IS NULL OR "timestamp" IS NULL OR device_id IS NULL)) AS incomplete,
+       count(*) FILTER (invalid) AS invalid, count(*) FILTER (NOT invalid) AS events,
+       count(*) FILTER (NOT invalid AND came - "timestamp" > INTERVAL 60 SECOND) AS delayed,
+       count(DISTINCT {KEY}) FILTER (NOT invalid) AS different
+FROM (SELECT *, date_trunc('minute', moment) AS window_start FROM timed) GROUP BY window_start;
+
+CREATE TABLE quality AS
+SELECT *, CASE WHEN rows_checked = 0 THEN 0 ELSE round(rows_failed / rows_checked, 6) END AS failed_ratio
+FROM (SELECT 'completeness' AS check_name, window_start, window_end, decoded AS rows_checked, incomplete AS rows_failed, 0.01::DOUBLE AS threshold FROM minutes
+      UNION ALL SELECT 'validity', window_start, window_end, records, invalid, 0.05 FROM minutes
+      UNION ALL SELECT 'uniqueness', window_start, window_end, events, events - different, 0.01 FROM minutes
+      UNION ALL SELECT 'timeliness', window_start, window_end, events, delayed, 0.05 FROM minutes
+      UNION ALL SELECT 'volume', window_start, window_end, greatest(events, 1), greatest(1 - events, 0), 0.0 FROM minutes);
+""")
+print("monitoring")
+numbers = ", ".join([*COUNTS, "hours_before"])
+same("hours", f"SELECT {numbers} FROM scored_hours", f"SELECT {numbers} FROM hourly_metrics")
+none("with the score of each among the 24 before it",
+     """SELECT h.*, f.mean, f.stddev, f.z_score, f.invalid_rate FROM scored_hours h JOIN hourly_metrics f USING (window_start)
+        WHERE abs(h.invalid_rate - f.invalid_rate) > 2e-6 OR (h.mean IS NULL) <> (f.mean IS NULL) OR abs(h.mean - f.mean) > 2e-6
+           OR (h.stddev IS NULL) <> (f.stddev IS NULL) OR abs(h.stddev - f.stddev) > 2e-6
+           OR (h.z_score IS NULL) <> (f.z_score IS NULL) OR abs(h.z_score - f.z_score) > 2e-4""")
+of_check = "check_name, window_start, window_end, rows_checked, rows_failed, threshold"
+same("checks", f"SELECT {of_check}, CASE WHEN failed_ratio > threshold THEN 'failed' ELSE 'passed' END FROM quality",
+     f"SELECT {of_check}, status FROM data_quality_checks")
+none("with their ratio", """SELECT * FROM quality q JOIN data_quality_checks f USING (check_name, window_start)
+     WHERE abs(q.failed_ratio - f.failed_ratio) > 2e-6""")
+of_anomaly = "metric, subject, window_start, window_end, value, method, severity"
+db.execute("""CREATE TABLE all_anomalies AS
+SELECT 'events_per_user' AS metric, user_id::VARCHAR AS subject, window_start, window_end, event_count::DOUBLE AS value, mean, stddev, z_score,
+       'population' AS method, severity FROM anomalies
+UNION ALL SELECT 'events_per_hour', 'all', window_start, window_end, events, mean, stddev, z_score, 'history',
+       CASE WHEN abs(z_score) > 5 THEN 'high' WHEN abs(z_score) > 3 THEN 'medium' ELSE 'low' END
+FROM scored_hours WHERE abs(z_score) >= 2.0 AND hours_before >= 6""")
+same("all anomalies", f"SELECT {of_anomaly} FROM all_anomalies", f"SELECT {of_anomaly} FROM anomaly_detection_results")
+none("with their mean, their deviation, their score",
+     """SELECT * FROM all_anomalies a JOIN anomaly_detection_results f USING (metric, subject, window_start, window_end)
+        WHERE NOT (abs(a.mean - f.mean) < 2e-6 AND abs(a.stddev - f.stddev) < 2e-6 AND abs(a.z_score - f.z_score) < 2e-4)""")
+same("the activity of each user by hour",
+     """SELECT v.user_id, any_value(u.name), any_value(u.region), date_trunc('hour', "timestamp") AS hour, count(*),
+        min(time_bucket(INTERVAL 5 SECOND, "timestamp")), max(time_bucket(INTERVAL 5 SECOND, "timestamp")) + INTERVAL 5 SECOND
+        FROM valid v LEFT JOIN users u USING (user_id) GROUP BY v.user_id, hour""",
+     "SELECT user_id, name, region, hour, event_count, active_from, active_until FROM user_activity")
+in_hours = count("FROM all_anomalies WHERE metric = 'events_per_hour'")
+failing = dict(db.execute("SELECT check_name, count(*) FILTER (failed_ratio > threshold) FROM quality GROUP BY ALL ORDER BY 1").fetchall())
+print(f"        {count('FROM hours')} hours, {in_hours} of them anomalies; failed checks: {failing}")
 
 # ── Elasticsearch ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,6 +15,16 @@ use serde_json::{Value, json};
 
 use crate::harness::World;
 
+const TABLES: [&str; 7] = [
+    "user_events",
+    "user_activity_summary",
+    "anomalous_events",
+    "user_activity",
+    "hourly_metrics",
+    "data_quality_checks",
+    "anomaly_detection_results",
+];
+
 /// The judge's findings; panics with them if anything is lost, doubled, changed or made up. Call it after a clean end.
 pub fn judge(world: &World) -> String {
     verdict(world).unwrap_or_else(|findings| panic!("the judge says no\n{findings}"))
@@ -29,7 +39,7 @@ pub fn verdict(world: &World) -> Result<String, String> {
     write("dead_letters.jsonl", records(world, &world.dead_letters));
     write("alerts.jsonl", records(world, &world.alerts));
     write("group.json", group(world).to_string());
-    for table in ["user_events", "user_activity_summary", "anomalous_events"] {
+    for table in TABLES {
         write(&format!("{table}.jsonl"), world.sql(&format!("SELECT row_to_json(t) FROM {table} t")));
     }
     let documents = world.elasticsearch.documents(&world.index);
@@ -84,6 +94,7 @@ fn line(record: &BorrowedMessage) -> Value {
         "key": record.key().map(hex),
         "value": record.payload().map(hex),
         "headers": headers,
+        "timestamp": record.timestamp().to_millis(),
     })
 }
 

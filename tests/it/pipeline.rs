@@ -78,8 +78,10 @@ fn the_judge_sees_faults(world: &World) {
     judge(world);
 }
 
-fn parquet_file(folder: &Path) -> PathBuf {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+pub fn parquet_file(folder: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let entries = entries.filter(|entry| !entry.file_name().to_str().unwrap().starts_with('_'));
+    let entries = entries.map(|entry| entry.path());
     let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|entry| entry.is_dir());
     match files.into_iter().find(|file| file.extension().is_some_and(|extension| extension == "parquet")) {
         Some(file) => file,

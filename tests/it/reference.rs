@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, CommandFactory};
+use poundlock::checkpoint::s3;
 use poundlock::cli::Cli;
 use poundlock::connector::kafka::options::MetadataColumn;
 use poundlock::connector::options::ENGINE_OPTIONS;
@@ -34,6 +35,7 @@ fn generated_sections_are_those_of_the_code() {
         ("options of DELTA", options(delta::OPTIONS)),
         ("options of ELASTICSEARCH", options(elasticsearch::OPTIONS)),
         ("options of CSV", options(file::CSV_OPTIONS)),
+        ("options of S3", options(s3::OPTIONS)),
         ("settings", settings_table()),
         ("verbs", verbs()),
     ];

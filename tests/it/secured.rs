@@ -1,4 +1,4 @@
-//! Kafka over TLS with SASL, on the brokers' own secured listener: read and written, and told clearly where it fails.
+//! Kafka over TLS, with SASL or a certificate of the client, on the brokers' own secured listeners: read and written, and told clearly where it fails.
 
 use std::fs;
 use std::process::Command;
@@ -22,13 +22,41 @@ fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this through `make test`"))
 }
 
-/// A project that copies one topic to another, both over the secured listener.
-fn project(topic: &str) -> TempDir {
+/// How a client shows who it is.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// This mechanism of SASL, over TLS.
+    Sasl(&'static str),
+    /// A certificate of its own.
+    Certificate,
+}
+
+impl Way {
+    fn options(self) -> String {
+        let (brokers, own) = match self {
+            Self::Sasl(mechanism) => (
+                "KAFKA_TLS_BROKERS",
+                format!(
+                    "'kafka.security.protocol' 'sasl_ssl', 'kafka.sasl.mechanism' '{mechanism}',
+                     'kafka.sasl.username' 'poundlock', 'kafka.sasl.password' '${{PASSWORD}}'"
+                ),
+            ),
+            Self::Certificate => (
+                "KAFKA_SSL_BROKERS",
+                "'kafka.security.protocol' 'ssl', 'kafka.ssl.certificate.location' '${KAFKA_SSL_CERTIFICATE}',
+                 'kafka.ssl.key.location' '${KAFKA_SSL_KEY}'"
+                    .to_string(),
+            ),
+        };
+        format!("OPTIONS ('brokers' '${{{brokers}}}', 'kafka.ssl.ca.location' '${{CA}}', {own})")
+    }
+}
+
+/// A project that copies one topic to another, both over a secured listener.
+fn project(topic: &str, way: Way) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("queries")).unwrap();
-    let options = "OPTIONS ('brokers' '${KAFKA_TLS_BROKERS}', 'kafka.security.protocol' 'sasl_ssl',
-         'kafka.ssl.ca.location' '${CA}', 'kafka.sasl.mechanism' 'PLAIN', 'kafka.sasl.username' 'poundlock',
-         'kafka.sasl.password' '${PASSWORD}')";
+    let options = way.options();
     let sql = format!(
         "SET poundlock.name = '{topic}';
          CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT) STORED AS KAFKA LOCATION '{topic}' {options};
@@ -39,9 +67,15 @@ fn project(topic: &str) -> TempDir {
     folder
 }
 
-fn run(folder: &TempDir, ca: &str, password: &str) -> Program {
+fn run(folder: &TempDir, host: &str, ca: &str, password: &str) -> Program {
     let mut command: Command = poundlock(folder.path(), &["run", "--until-caught-up"]);
-    command.env("KAFKA_TLS_BROKERS", variable("KAFKA_TLS_BROKERS")).env("CA", ca).env("PASSWORD", password);
+    for name in ["KAFKA_TLS_BROKERS", "KAFKA_SSL_BROKERS"] {
+        command.env(name, variable(name).replace("127.0.0.1", host));
+    }
+    for name in ["KAFKA_SSL_CERTIFICATE", "KAFKA_SSL_KEY"] {
+        command.env(name, variable(name));
+    }
+    command.env("CA", ca).env("PASSWORD", password);
     Program::start(command, folder.path().join("log"))
 }
 
@@ -49,6 +83,13 @@ fn run(folder: &TempDir, ca: &str, password: &str) -> Program {
 #[ignore = "needs Kafka: make test"]
 fn a_secured_topic_is_read_and_written() {
     let config = ClientConfig::new().set("bootstrap.servers", variable("KAFKA_BROKERS")).clone();
+    for way in [Way::Sasl("PLAIN"), Way::Sasl("SCRAM-SHA-256"), Way::Sasl("SCRAM-SHA-512"), Way::Certificate] {
+        println!("{way:?}");
+        copies(&config, way);
+    }
+}
+
+fn copies(config: &ClientConfig, way: Way) {
     let topic = format!("secured-{}", uuid::Uuid::new_v4());
     let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
     let topics = [topic.clone(), format!("{topic}-copy")];
@@ -63,9 +104,9 @@ fn a_secured_topic_is_read_and_written() {
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
     producer.flush(PATIENCE).unwrap();
-    let folder = project(&topic);
+    let folder = project(&topic, way);
     let password = variable("KAFKA_TLS_PASSWORD");
-    let log = run(&folder, &variable("KAFKA_TLS_CA"), &password).succeed(PATIENCE);
+    let log = run(&folder, "127.0.0.1", &variable("KAFKA_TLS_CA"), &password).succeed(PATIENCE);
     assert!(!log.contains(&password), "{log}");
     let consumer: BaseConsumer =
         config.clone().set("group.id", &topic).set("auto.offset.reset", "earliest").create().unwrap();
@@ -81,13 +122,22 @@ fn a_secured_topic_is_read_and_written() {
 
 #[test]
 #[ignore = "needs Kafka: make test"]
-fn a_wrong_ca_and_a_wrong_password_are_told_as_such() {
+fn a_wrong_ca_host_or_password_is_told_as_such() {
     let (ca, other, password) =
         (variable("KAFKA_TLS_CA"), variable("KAFKA_TLS_OTHER_CA"), variable("KAFKA_TLS_PASSWORD"));
-    let wrong = [(&other, password.as_str(), "certificate"), (&ca, "battery-staple", "uthentication failed")];
-    let running = wrong.map(|(ca, password, says)| {
-        let folder = project("secured-wrong");
-        (run(&folder, ca, password), folder, password, says)
+    let (plain, here) = (Way::Sasl("PLAIN"), "127.0.0.1");
+    let wrong = [
+        (plain, here, &other, password.as_str(), "certificate"),
+        // The certificate is for the address alone.
+        (plain, "localhost", &ca, password.as_str(), "certificate"),
+        (plain, here, &ca, "battery-staple", "uthentication failed"),
+        (Way::Sasl("SCRAM-SHA-256"), here, &ca, "battery-staple", "uthentication failed"),
+        (Way::Sasl("SCRAM-SHA-512"), here, &ca, "battery-staple", "uthentication failed"),
+        (Way::Certificate, here, &other, password.as_str(), "certificate"),
+    ];
+    let running = wrong.map(|(way, host, ca, password, says)| {
+        let folder = project("secured-wrong", way);
+        (run(&folder, host, ca, password), folder, password, says)
     });
     for (mut program, _folder, password, says) in running {
         let first = wait_for("a line that tells why", PATIENCE, || {

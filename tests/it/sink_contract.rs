@@ -2,8 +2,8 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet, Delta, PostgreSQL, Kafka
-//!                               (JSON and Avro), Elasticsearch
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet (on disk and S3), Delta,
+//!                               PostgreSQL, Kafka (JSON and Avro), Elasticsearch; and most of them once more out of an outbox
 //! ```
 //!
 //! Clauses for all subjects stand in the macro below, those for some beside the subject's name: a clause that says nothing
@@ -27,6 +27,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::harness::setting;
 use interrupt::Interruption;
 use rig::{Batch, Keyed, Newest, Rig, Row, Subject, assert_same, insist, mixed, row};
+use subjects::{Elasticsearch, Kafka, Memory, Outboxed, Parquet, ParquetOnS3, Postgres, Sqlite};
 
 async fn the_same_batch_again_changes_nothing<S: Subject>() {
     let mut rig = Rig::<S>::new();
@@ -310,7 +311,7 @@ async fn a_takeover_during_a_write_leaves_the_batch_once<S: Subject>() {
 /// The suite for one subject: the clauses that every sink keeps, and those named. Services make it `#[ignore]`d.
 macro_rules! contract {
     ($name:ident, $subject:ident $(<$flag:literal>)?, [$($also:ident)*] $(, $ignore:meta)?) => {
-        contract!(@all $name, [crate::sink_contract::subjects::$subject $(::<$flag>)?], [$($ignore)?]:
+        contract!(@all $name, [crate::sink_contract::$subject $(::<$flag>)?], [$($ignore)?]:
             the_same_batch_again_changes_nothing
             two_waves_empty_inserts_and_batches_without_rows
             a_row_that_cannot_be_held_is_refused_and_its_neighbours_are_written
@@ -337,6 +338,7 @@ contract!(memory, Memory<true>, [an_older_start_writes_nothing_more]);
 contract!(memory_without_transactions, Memory<false>, [an_older_start_writes_nothing_more]);
 contract!(sqlite, Sqlite, [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key]);
 contract!(parquet, Parquet, [an_older_start_writes_the_same_files]);
+contract!(parquet_on_s3, ParquetOnS3, [an_older_start_writes_nothing_more], ignore = "needs S3: make test");
 contract!(delta, Delta, [an_older_start_writes_nothing_more]);
 contract!(
     postgres,
@@ -354,6 +356,29 @@ contract!(
 contract!(
     elasticsearch,
     Elasticsearch,
+    [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key],
+    ignore = "needs Elasticsearch: make test"
+);
+
+// The same systems, written to out of an outbox.
+type OutboxedMemory = Outboxed<Memory<true>>;
+type OutboxedSqlite = Outboxed<Sqlite>;
+type OutboxedPostgres = Outboxed<Postgres>;
+type OutboxedKafka = Outboxed<Kafka<false>>;
+type OutboxedElasticsearch = Outboxed<Elasticsearch>;
+
+contract!(outboxed_memory, OutboxedMemory, [an_older_start_writes_nothing_more]);
+contract!(outboxed_sqlite, OutboxedSqlite, [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key]);
+contract!(
+    outboxed_postgres,
+    OutboxedPostgres,
+    [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key],
+    ignore = "needs PostgreSQL: make test"
+);
+contract!(outboxed_kafka, OutboxedKafka, [an_older_start_writes_nothing_more], ignore = "needs Kafka: make test");
+contract!(
+    outboxed_elasticsearch,
+    OutboxedElasticsearch,
     [an_older_start_writes_nothing_more keyed_tables_keep_one_row_a_key],
     ignore = "needs Elasticsearch: make test"
 );

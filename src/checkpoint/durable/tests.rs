@@ -82,9 +82,13 @@ fn addresses() {
     assert_eq!(Location::parse(&format!("{text}/x/")).unwrap().local, Some(base.join("x")));
     assert_eq!(Location::parse(&format!("file://{text}/a%20b")).unwrap().local, Some(base.join("a b")));
     assert!(Location::parse("relative/folder").unwrap().local.unwrap().is_absolute());
-    for (address, part) in
-        [("s3://bucket/x", "later release"), ("ftp://x", "not a kind"), ("file://x", "three slashes")]
-    {
+    for (address, part) in [
+        ("gs://bucket/x", "not a kind of storage yet"),
+        ("ftp://x", "not a kind"),
+        ("file://x", "three slashes"),
+        ("s3://", "no name of a bucket"),
+        ("s3://key:s3cret@bucket/x", "key:***@bucket"),
+    ] {
         let error = Location::parse(address).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }

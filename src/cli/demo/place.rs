@@ -15,12 +15,13 @@ const MARKER: &str = ".poundlock-demo";
 const MADE: [&str; 6] = ["checkpoint", "lake", "demo.db", "demo.db-wal", "demo.db-shm", "dead_letters.jsonl"];
 
 /// The shipped queries, for a start where there is no `queries/`.
-const SHIPPED: [(&str, &str); 5] = [
+const SHIPPED: [(&str, &str); 6] = [
     ("00_tables.sql", include_str!("../../../queries/00_tables.sql")),
     ("10_validate.sql", include_str!("../../../queries/10_validate.sql")),
     ("20_windows.sql", include_str!("../../../queries/20_windows.sql")),
     ("30_anomalies.sql", include_str!("../../../queries/30_anomalies.sql")),
     ("40_event_logs.sql", include_str!("../../../queries/40_event_logs.sql")),
+    ("50_monitoring.sql", include_str!("../../../queries/50_monitoring.sql")),
 ];
 
 /// A demo's folder.

@@ -39,6 +39,9 @@ const SEVERITIES: &str = "SELECT severity, count(*) AS anomalies FROM db.anomalo
 const EXAMPLES: &str = "SELECT user_id, date_trunc('second', window_start), date_trunc('second', window_end), event_count, \
                         round(mean, 1), round(z_score, 1), severity \
                         FROM db.anomalous_events ORDER BY z_score DESC, window_start, user_id LIMIT 5";
+/// Where monitoring is on.
+const CHECKS: &str = "SELECT check_name, count(*) FILTER (WHERE status = 'failed') AS failed, count(*) AS minutes \
+                      FROM monitoring.data_quality_checks GROUP BY check_name ORDER BY check_name";
 const ALERTS: &str = "SELECT count(*) FROM kafka.anomaly_alerts";
 /// What is put into a file, since the topic ends with the broker.
 pub const DEAD_LETTERS: &str = "SELECT * FROM kafka.dead_letter_topic ORDER BY \"partition\", \"offset\"";
@@ -76,6 +79,11 @@ pub async fn findings(catalog: &Catalog, counted: Counted) -> String {
         let [user, start, end, count, mean, z, severity] = &row[..] else { continue };
         let (start, end) = (time(start), time(end));
         line("", format!("user {user:>4}  {start} to {end}  {count} events, the mean is {mean}: z {z}, {severity}"));
+    }
+    let checks: Vec<String> =
+        rows(catalog, CHECKS).await.iter().map(|row| format!("{} {} of {}", row[0], row[1], row[2])).collect();
+    if !checks.is_empty() {
+        line("quality", format!("minutes that fail a check: {}", checks.join(", ")));
     }
     if let Some(alerts) = one(catalog, ALERTS).await {
         line("alerts", format!("{alerts} in topic anomaly_alerts"));

@@ -17,7 +17,7 @@ use futures::StreamExt;
 
 use super::gate::read_only;
 use super::output::{Format, Written, write_batches};
-use crate::sql::explain::plain;
+use crate::sql::explain::{own, plain};
 use crate::sql::syntax::{hinted, unreadable};
 use crate::sql::text::tokenize;
 use crate::sql::{Files, Place, explain};
@@ -138,16 +138,6 @@ pub(super) fn failed(error: DataFusionError) -> Error {
     match own(error) {
         Ok(error) => error,
         Err(error) => Error::user("the query failed").cause(plain(&error)),
-    }
-}
-
-fn own(error: DataFusionError) -> Result<Error, DataFusionError> {
-    match error {
-        DataFusionError::External(error) => error.downcast::<Error>().map(|e| *e).map_err(DataFusionError::External),
-        DataFusionError::Context(context, inner) => {
-            own(*inner).map_err(|inner| DataFusionError::Context(context, Box::new(inner)))
-        }
-        other => Err(other),
     }
 }
 

@@ -4,7 +4,8 @@
 //! few. Hence no floats (PostgreSQL holds -0.0 = 0.0, Arrow does not), and no order of text (collations).
 
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::common::ScalarValue;
+use datafusion::common::{Column, ScalarValue};
+use datafusion::logical_expr::expr::InList;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 
 use super::quoted;
@@ -15,20 +16,68 @@ pub(super) enum Dialect {
     Sqlite,
 }
 
-/// The condition in the database's SQL; `None` if it cannot be pushed.
+/// The condition in the database's SQL, or one that is true of more rows; `None` if there is none to be pushed.
 pub(super) fn condition(expr: &Expr, schema: &SchemaRef, dialect: Dialect) -> Option<String> {
-    let Expr::BinaryExpr(BinaryExpr { left, op, right }) = expr else { return None };
-    if *op == Operator::And {
-        let (left, right) = (condition(left, schema, dialect)?, condition(right, schema, dialect)?);
-        return Some(format!("({left} AND {right})"));
+    match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            match (condition(left, schema, dialect), condition(right, schema, dialect)) {
+                (Some(left), Some(right)) => Some(format!("({left} AND {right})")),
+                (one, other) => one.or(other),
+            }
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+            let (left, right) = (condition(left, schema, dialect)?, condition(right, schema, dialect)?);
+            Some(format!("({left} OR {right})"))
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (left.as_ref(), right.as_ref()) {
+            (Expr::Column(column), Expr::Literal(value, _)) => comparison(column, *op, value, schema, dialect),
+            (Expr::Literal(value, _), Expr::Column(column)) => comparison(column, op.swap()?, value, schema, dialect),
+            _ => None,
+        },
+        Expr::InList(InList { expr, list, negated: false }) => {
+            let Expr::Column(column) = expr.as_ref() else { return None };
+            let values = list.iter().map(|value| match value {
+                Expr::Literal(value, _) => comparison(column, Operator::Eq, value, schema, dialect),
+                _ => None,
+            });
+            let values = values.collect::<Option<Vec<_>>>().filter(|values| !values.is_empty())?;
+            Some(format!("({})", values.join(" OR ")))
+        }
+        Expr::IsNull(column) => Some(format!("{} IS NULL", declared(column, schema)?.0)),
+        Expr::IsNotNull(column) => Some(format!("{} IS NOT NULL", declared(column, schema)?.0)),
+        Expr::Column(_) => flag(expr, true, schema, dialect),
+        Expr::Not(column) => flag(column, false, schema, dialect),
+        _ => None,
     }
-    let (column, op, value) = match (left.as_ref(), right.as_ref()) {
-        (Expr::Column(column), Expr::Literal(value, _)) => (column, *op, value),
-        (Expr::Literal(value, _), Expr::Column(column)) => (column, op.swap()?, value),
-        _ => return None,
+}
+
+/// The column's name in quotes, and its type.
+fn declared<'s>(expr: &Expr, schema: &'s SchemaRef) -> Option<(String, &'s DataType)> {
+    let Expr::Column(column) = expr else { return None };
+    Some((quoted(&column.name), schema.field_with_name(&column.name).ok()?.data_type()))
+}
+
+/// A column of type BOOLEAN, by itself or under NOT.
+fn flag(expr: &Expr, value: bool, schema: &SchemaRef, dialect: Dialect) -> Option<String> {
+    let (name, declared) = declared(expr, schema)?;
+    let value = match dialect {
+        _ if *declared != DataType::Boolean => return None,
+        Dialect::Postgres => value.to_string(),
+        Dialect::Sqlite => i32::from(value).to_string(),
     };
+    Some(format!("{name} = {value}"))
+}
+
+fn comparison(
+    column: &Column,
+    op: Operator,
+    value: &ScalarValue,
+    schema: &SchemaRef,
+    dialect: Dialect,
+) -> Option<String> {
     let op = match op {
         Operator::Eq => "=",
+        Operator::NotEq => "<>",
         Operator::Lt => "<",
         Operator::LtEq => "<=",
         Operator::Gt => ">",
@@ -96,7 +145,13 @@ mod tests {
 
     fn schema() -> SchemaRef {
         let time = DataType::Timestamp(TimeUnit::Microsecond, None);
-        let fields = [("id", DataType::Int64), ("name", DataType::Utf8View), ("at", time), ("x", DataType::Float64)];
+        let fields = [
+            ("id", DataType::Int64),
+            ("name", DataType::Utf8View),
+            ("at", time),
+            ("x", DataType::Float64),
+            ("on", DataType::Boolean),
+        ];
         Arc::new(Schema::new(fields.map(|(name, of)| Field::new(name, of, true)).to_vec()))
     }
 
@@ -112,6 +167,21 @@ mod tests {
         let at = ScalarValue::TimestampMicrosecond(Some(1_500_000), None);
         assert_eq!(postgres(col("at").lt(lit(at.clone()))).unwrap(), "\"at\" < timestamp '1970-01-01 00:00:01.500000'");
         assert_eq!(condition(&col("at").lt(lit(at)), &schema(), Dialect::Sqlite), None);
+        assert_eq!(postgres(col("id").not_eq(lit(5i64))).unwrap(), "\"id\" <> (5)");
+        assert_eq!(postgres(col("name").not_eq(lit("a"))), None, "a collation may take other texts for equal");
+        assert_eq!(postgres(col("name").is_null()).unwrap(), "\"name\" IS NULL");
+        assert_eq!(postgres(col("x").is_not_null()).unwrap(), "\"x\" IS NOT NULL");
+        let either = col("name").eq(lit("a")).or(col("id").gt(lit(5i64)));
+        assert_eq!(postgres(either).unwrap(), "(\"name\"::text = 'a' OR \"id\" > (5))");
+        assert_eq!(postgres(col("name").eq(lit("a")).or(col("x").eq(lit(0.0)))), None, "rows of the other side count");
+        assert_eq!(postgres(col("name").eq(lit("a")).and(col("x").eq(lit(0.0)))).unwrap(), "\"name\"::text = 'a'");
+        let list = |negated| col("id").in_list(vec![lit(1i64), lit(2i64)], negated);
+        assert_eq!(postgres(list(false)).unwrap(), "(\"id\" = (1) OR \"id\" = (2))");
+        assert_eq!(postgres(list(true)), None);
+        assert_eq!(postgres(col("id").in_list(vec![lit(1i64), col("id")], false)), None);
+        assert_eq!(postgres(col("on")).unwrap(), "\"on\" = true");
+        assert_eq!(postgres(Expr::Not(Box::new(col("on")))).unwrap(), "\"on\" = false");
+        assert_eq!(condition(&col("on"), &schema(), Dialect::Sqlite).unwrap(), "\"on\" = 1");
         let both = col("id").eq(lit(1i64)).and(col("name").eq(lit("a")));
         assert_eq!(condition(&both, &schema(), Dialect::Sqlite).unwrap(), "(\"id\" = (1) AND \"name\" = 'a')");
     }

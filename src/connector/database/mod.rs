@@ -26,6 +26,8 @@ mod builder;
 mod column;
 mod filter;
 mod ledger;
+mod misfits;
+mod replica;
 mod scan;
 
 use postgres::Address;
@@ -70,6 +72,11 @@ pub const OPTIONS: &[OptionDoc] = &[
          other. Exactly once either way. Not for a table whose foreign key refers to rows of the same batch in another, or is referred to. \
          SQLite, with its one writer, always shares",
     ),
+    (
+        "replica",
+        "PostgreSQL: the address of a read replica, `postgres://…`. Dimensions and `poundlock sql` read there; LOCATION is read \
+         while it does not answer, with a warning. Empty: none",
+    ),
     ("connect_timeout", "default 10 seconds"),
     (
         "timeout",
@@ -83,6 +90,8 @@ pub const OPTIONS: &[OptionDoc] = &[
 pub struct DatabaseTable {
     definition: Arc<TableDefinition>,
     place: Place,
+    /// Where it is rather read; only of PostgreSQL.
+    replica: Option<Box<Address>>,
     /// `(schema, name)` in the database.
     target: (Option<String>, String),
     on_conflict: OnConflict,
@@ -117,9 +126,10 @@ impl DatabaseTable {
         let own_transaction = options.word("transaction", &["shared", "own"], "shared")? == "own";
         let connect_timeout = options.duration("connect_timeout", Duration::from_secs(10))?;
         let timeout = options.duration("timeout", Duration::from_secs(300))?;
-        options.finish()?;
         let place = place(&definition)?;
-        Ok(Self { definition, place, target, on_conflict, own_transaction, connect_timeout, timeout })
+        let replica = replica(&mut options, &place)?;
+        options.finish()?;
+        Ok(Self { definition, place, replica, target, on_conflict, own_transaction, connect_timeout, timeout })
     }
 
     pub fn definition(&self) -> &Arc<TableDefinition> {
@@ -168,6 +178,20 @@ fn place(definition: &TableDefinition) -> Result<Place> {
         format!("location {:?} of table {} is not the address of a database", redact(location), definition.name);
     let hint = "write 'postgres://user:password@host:5432/database' or 'sqlite:path/to/file.db'";
     Err(Error::user(message).at(definition.place.clone()).about(Part::Location).hint(hint))
+}
+
+fn replica(options: &mut OptionReader, place: &Place) -> Result<Option<Box<Address>>> {
+    let Some(url) = options.text("replica").map(str::trim).filter(|url| !url.is_empty()) else { return Ok(None) };
+    if matches!(place, Place::Sqlite(_)) {
+        return Err(options.error("replica", "is for PostgreSQL").hint("leave it out: SQLite has no replicas"));
+    }
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        let error = options.error("replica", &format!("is {:?}, not the address of a database", redact(url)));
+        return Err(error.hint("write 'postgres://user:password@host:5432/database'"));
+    }
+    let parsed = Address::parse(url);
+    let wrong = |e: Error| options.error("replica", "is not understood").cause(e.line());
+    Ok(Some(Box::new(parsed.map_err(wrong)?)))
 }
 
 /// The table as DataFusion reads it; see [`DatabaseTable::provider`].

@@ -1,16 +1,19 @@
 //! A database's table in DataFusion: one stream of record batches, read-only.
 //!
 //! Projection, limit and the conditions of `filter` go to the database; the statement is part of EXPLAIN. How many rows
-//! there are is asked for each plan: a join builds its table of the smaller side.
+//! there are is asked for each plan: a join builds its table of the smaller side. A replica is read before the primary.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::filter::{Dialect, condition};
-use super::{DatabaseTable, Place, postgres, sqlite};
+use super::postgres::Address;
+use super::{DatabaseTable, Place, postgres, replica, sqlite};
 use crate::Error;
 use crate::connector::background::blocking;
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -25,6 +28,7 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Repla
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use tokio::sync::mpsc::Sender;
 
 /// Rows of a record batch.
 pub(super) const BATCH_ROWS: usize = 8_192;
@@ -57,7 +61,10 @@ impl DatabaseProvider {
     async fn rows(&self) -> Option<usize> {
         let asking = async {
             match &self.table.place {
-                Place::Postgres(address) => postgres::estimated_rows(&self.table, address).await,
+                Place::Postgres(primary) => {
+                    let replica = self.table.replica.as_deref().filter(|r| replica::may_answer(&r.to_string()));
+                    postgres::estimated_rows(&self.table, replica.unwrap_or(primary)).await
+                }
                 Place::Sqlite(path) => {
                     let (table, path) = (Arc::clone(&self.table), path.clone());
                     blocking(move || sqlite::estimated_rows(&table, &path)).await
@@ -92,8 +99,8 @@ impl TableProvider for DatabaseProvider {
         let columns: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..all.fields().len()).collect());
         let schema = Arc::new(all.project(&columns)?);
         let conditions: Vec<String> = filters.iter().filter_map(|f| condition(f, &all, self.dialect)).collect();
-        // A limit above a condition that the database does not check would cut off rows that pass it.
-        let limit = limit.filter(|_| conditions.len() == filters.len());
+        // A limit beside a condition of which the database checks less would cut off rows that pass it.
+        let limit = limit.filter(|_| filters.is_empty());
         let query = Query { schema: schema.clone(), conditions, limit };
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
@@ -205,10 +212,7 @@ impl ExecutionPlan for DatabaseScan {
             Place::Postgres(address) => {
                 let address = address.clone();
                 builder.spawn(async move {
-                    // The receiver is gone when the query has enough.
-                    let read = postgres::read(&table, &address, &query, |batch| async {
-                        batches.send(Ok(batch)).await.is_ok()
-                    });
+                    let read = read_postgres(&table, &address, &query, &batches);
                     read.await.map_err(|e| DataFusionError::External(Box::new(e)))
                 });
             }
@@ -222,4 +226,38 @@ impl ExecutionPlan for DatabaseScan {
         }
         Ok(builder.build())
     }
+}
+
+/// From the replica if there is one that answers, else from the primary.
+async fn read_postgres(
+    table: &DatabaseTable,
+    primary: &Address,
+    query: &Query,
+    batches: &Sender<Result<RecordBatch>>,
+) -> crate::Result<()> {
+    let given = &AtomicBool::new(false);
+    let read = |address| {
+        // The receiver is gone when the query has enough.
+        postgres::read(table, address, query, move |batch| async move {
+            given.store(true, Ordering::Relaxed);
+            batches.send(Ok(batch)).await.is_ok()
+        })
+    };
+    let printed = table.replica.as_ref().map(|replica| (replica, replica.to_string()));
+    if let Some((replica, printed)) = printed.filter(|(_, printed)| replica::may_answer(printed)) {
+        match read(replica).await {
+            Ok(()) => {
+                replica::has_answered(&printed);
+                return Ok(());
+            }
+            Err(error) => {
+                replica::has_failed(&printed, &table.definition().name, &error);
+                // Rows that were handed over cannot be taken back.
+                if given.load(Ordering::Relaxed) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    read(primary).await
 }

@@ -327,7 +327,11 @@ async fn sqlite_says_what_does_not_fit() {
     file.execute_batch("CREATE TABLE plain (id BIGINT); CREATE TABLE updated (id BIGINT, v TEXT)").unwrap();
     let tables = contract_tables(&location);
     let error = sinks(&tables).unwrap().pop().unwrap().open(&identity(1)).await.unwrap_err().to_string();
-    assert!(error.contains("no column named v") && error.contains("does not match any PRIMARY KEY"), "{error}");
+    assert!(
+        error.contains("column \"v\" is declared VARCHAR and is not there")
+            && error.contains("does not match any PRIMARY KEY"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use super::options::Maintenance;
 use super::{failed, schema};
+use crate::checkpoint::trouble::explained;
 use crate::connector::Identity;
 use crate::connector::parquet::Table;
 use crate::{Error, Result};
@@ -393,7 +394,7 @@ async fn create(table: &Table, maintenance: &Maintenance, store: &LogStoreRef, w
 async fn empty(table: &Table) -> Result<()> {
     use futures::TryStreamExt;
     let mut listing = table.location.store.list(Some(&table.location.path));
-    while let Some(object) = listing.try_next().await.map_err(|e| table.failed("list").cause(e).retryable())? {
+    while let Some(object) = listing.try_next().await.map_err(|e| explained(table.failed("list"), &e))? {
         if object.location.as_ref().ends_with(".parquet") {
             return Err(Error::user(format!("the folder of table {} has Parquet files and no Delta log", table.definition.name))
                 .at(table.definition.place.clone())

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::log::{self, Log, now_ms};
 use super::{DeltaTable, epoch_of, failed, merge};
 use crate::checkpoint::durable::Durable;
+use crate::checkpoint::trouble::explained;
 use crate::connector::background::blocking;
 use crate::point::point;
 use crate::{Error, Result};
@@ -159,9 +160,7 @@ impl Kept {
         let store = self.log.store().object_store(None);
         let mut lost = vec![];
         let mut listing = store.list(None);
-        while let Some(object) =
-            listing.try_next().await.map_err(|e| self.delta.table.failed("list").cause(e).retryable())?
-        {
+        while let Some(object) = listing.try_next().await.map_err(|e| explained(self.delta.table.failed("list"), &e))? {
             let epoch = object.location.filename().and_then(|name| epoch_of(name, writer.pipeline));
             if epoch.is_some_and(|epoch| epoch < writer.epoch) && !known.contains(&object.location) {
                 lost.push(object.location);
@@ -208,7 +207,7 @@ impl Kept {
             match result {
                 Ok(_) => deleted += 1,
                 Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(self.delta.table.failed("delete files of").cause(error).retryable()),
+                Err(error) => return Err(explained(self.delta.table.failed("delete files of"), &error)),
             }
         }
         Ok(deleted)

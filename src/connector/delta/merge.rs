@@ -19,11 +19,10 @@ use arrow::datatypes::Schema;
 use bytes::Bytes;
 use deltalake_core::kernel::{Add, LogicalFileView};
 use deltalake_core::table::state::DeltaTableState;
-use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStreamBuilder};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ParquetMetaData;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,8 @@ use super::log::{self, Log, Outcome, now_ms};
 use super::options::Maintenance;
 use super::sink::merged_name;
 use super::{DeltaTable, schema, stats};
-use crate::connector::parquet::sink::{not_for_good, writer_options};
+use crate::checkpoint::trouble::explained;
+use crate::connector::parquet::sink::writer_options;
 use crate::connector::parquet::{FileFormat, Table};
 use crate::point::point;
 use crate::{Error, Result};
@@ -169,7 +169,7 @@ async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files
     };
     let size = bytes.len();
     let put = store.put(&to, bytes.into()).await;
-    put.map_err(|e| not_for_good(&e, delta.table.failed("write a merged file of").cause(&e)))?;
+    put.map_err(|e| explained(delta.table.failed("write a merged file of"), &e))?;
     point!("delta::after_merge");
     let removed = files.iter().map(|file| file.view.remove_action(false)).collect();
     match log.replace(removed, add, delta.maintenance.target_size).await {
@@ -184,7 +184,7 @@ async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files
                 "files that were to be merged are gone: another program merges them too"
             );
             let deleted = store.delete(&to).await;
-            deleted.map_err(|e| delta.table.failed("delete a merged file of").cause(e).retryable())
+            deleted.map_err(|e| explained(delta.table.failed("delete a merged file of"), &e))
         }
         // Whether the entry is there is not known: the file stays, and the next start looks after it.
         Err(error) => Err(error),
@@ -203,15 +203,16 @@ async fn read_as_one(
     for file in files {
         let path = file.view.object_store_path();
         let failed = |e: parquet::errors::ParquetError| {
-            let error =
-                table.failed("merge files of").at(format!("file {path} of table {}", table.definition.name)).cause(&e);
-            // The storage may be away; of a file that is damaged it is told at each turn.
-            error.retryable()
+            // Of a file that is damaged it is told at each turn.
+            let place = format!("file {path} of table {}", table.definition.name);
+            table.failed("merge files of").at(place).cause(e).retryable()
         };
-        let reader = ParquetObjectReader::new(Arc::clone(store), path.clone()).with_file_size(file.size);
-        let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
-        let mut rows = builder.with_batch_size(ROWS).build().map_err(failed)?;
-        while let Some(rows) = rows.try_next().await.map_err(failed)? {
+        // Whole: it is less than half of what a merged file may be, which is made in memory too.
+        let bytes = async { store.get(&path).await?.bytes().await }.await;
+        let bytes = bytes.map_err(|e| explained(table.failed("merge files of"), &e))?;
+        let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(failed)?.with_batch_size(ROWS);
+        for rows in rows.build().map_err(failed)? {
+            let rows = rows.map_err(|e| failed(e.into()))?;
             let rows = as_columns(&rows, columns)?;
             if merged.is_none() {
                 merged = Some(writer(table.format, &rows).map_err(encode)?);

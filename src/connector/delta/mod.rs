@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use super::TableDefinition;
 use super::parquet::Table;
+use crate::checkpoint::trouble::explained;
 use crate::{Error, Result};
 
 pub use options::OPTIONS;
@@ -66,10 +67,9 @@ impl DeltaTable {
 
 /// An error of deltalake as one of ours. What its storage says may pass.
 fn failed(table: &Table, what: &str, error: &DeltaTableError) -> Error {
-    let failed = table.failed(what).cause(error);
     match error {
-        DeltaTableError::ObjectStore { source } => super::parquet::sink::not_for_good(source, failed),
-        _ => failed,
+        DeltaTableError::ObjectStore { source } => explained(table.failed(what), source),
+        _ => table.failed(what).cause(error),
     }
 }
 

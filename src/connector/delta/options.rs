@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Result;
+use crate::checkpoint::s3;
 use crate::connector::parquet::FileFormat;
 use crate::connector::{OptionDoc, OptionReader, TableDefinition};
 
@@ -56,7 +57,7 @@ const CHECKPOINT_INTERVAL_MAX: u64 = 10_000;
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 
 pub fn read(definition: &Arc<TableDefinition>) -> Result<(FileFormat, Maintenance)> {
-    let mut options = OptionReader::new(definition, OPTIONS);
+    let mut options = OptionReader::new(definition, OPTIONS).and(s3::OPTIONS);
     let format = FileFormat::read(&mut options)?;
     let on = options.word("maintenance", &["on", "off"], "on")? == "on";
     let interval = options.duration("optimize.interval", INTERVAL)?;

@@ -20,10 +20,11 @@ use uuid::Uuid;
 use super::log::{Log, Outcome, Writer, now_ms};
 use super::maintain::Keeper;
 use super::{DeltaTable, file_name, stats};
+use crate::checkpoint::trouble::explained;
 use crate::connector::background::blocking;
 use crate::connector::parquet::Table;
 use crate::connector::parquet::partition::{self, PARTITIONS_PER_INSERT, Part};
-use crate::connector::parquet::sink::{CONCURRENT_ENCODERS, CONCURRENT_PUTS, encode, not_for_good};
+use crate::connector::parquet::sink::{CONCURRENT_ENCODERS, CONCURRENT_PUTS, encode};
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Sink, TableDefinition, WriteReport, WriteRequest,
 };
@@ -137,7 +138,7 @@ impl Written {
             async move {
                 let to = Path::parse(&path).map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
                 let put = within.put(&to, bytes.into()).await;
-                put.map_err(|e| not_for_good(&e, table.failed("write").cause(&e)))
+                put.map_err(|e| explained(table.failed("write"), &e))
             }
         });
         let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
@@ -186,19 +187,21 @@ impl Sink for DeltaSink {
         if let Some(lost) = request.inserts.iter().find(|rows| !self.tables().contains(&rows.table.name)) {
             return Err(Error::internal(format!("table {} is not of this sink", lost.table.name)));
         }
-        let writes = self.tables.iter_mut().map(|table| {
+        // Boxed in a loop: of a closure that borrows mutably the compiler cannot tell that its futures may be sent.
+        let mut writes = vec![];
+        for table in &mut self.tables {
             let inserts = request.inserts.iter().filter(|rows| rows.table.name == table.delta.name());
             let (inserts, identity): (Vec<_>, &Identity) = (inserts.cloned().collect(), &identity);
-            async move {
+            let write = async move {
                 let written = table.write(identity, request.batch, inserts).await;
                 if written.is_err() {
                     // What the log says is not known any more: the next call reads it.
                     table.log = None;
                 }
                 written
-            }
-            .boxed()
-        });
+            };
+            writes.push(write.boxed());
+        }
         let written = futures::stream::iter(writes).buffer_unordered(CONCURRENT_TABLES).collect::<Vec<_>>().await;
         let mut report = WriteReport::default();
         for one in written {

@@ -94,6 +94,16 @@ const NOT_OF_DOCUMENTS: [&str; 4] = [
     "validation_exception", // no shard may be added to the cluster
 ];
 
+/// The same of those that have the type `illegal_argument_exception`, as a wrong value of a document has: by how the reason begins.
+const NOT_OF_DOCUMENTS_REASONS: [&str; 2] =
+    ["no write index is defined for alias", "only write ops with an op_type of create are allowed in data streams"];
+
+fn is_of_index(error: &Reason) -> bool {
+    let reason = error.reason.as_deref().unwrap_or_default();
+    NOT_OF_DOCUMENTS.contains(&error.kind.as_str())
+        || NOT_OF_DOCUMENTS_REASONS.iter().any(|wrong| reason.starts_with(wrong))
+}
+
 fn fate(status: Status, item: &Item) -> Fate {
     let error = status.error.unwrap_or_default();
     let wrong = |error: Error| Fate::Wrong(error.at(format!("index {:?}", item.index)));
@@ -104,8 +114,8 @@ fn fate(status: Status, item: &Item) -> Fate {
         408 | 429 | 500..=599 => Fate::Again(error.to_string()),
         // An index that is closed to writes for a while (a snapshot is restored, an operator moves it).
         403 if error.kind == "cluster_block_exception" => Fate::Again(error.to_string()),
-        _ if NOT_OF_DOCUMENTS.contains(&error.kind.as_str()) => {
-            let hint = "mend the index in Elasticsearch and start again: the batch is finished then";
+        _ if is_of_index(&error) => {
+            let hint = "mend the index in Elasticsearch, or 'op_type' of the table, and start again: the batch is finished then";
             wrong(Error::user("Elasticsearch takes no documents there").cause(error).hint(hint))
         }
         400 | 413 | 422 => Fate::Refused(error.to_string()),

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::options::{Connection, Credentials};
-use crate::connector::http::causes;
+use crate::error::causes;
 use crate::{Error, Result};
 
 /// Characters of an answer that is no JSON, a proxy's page say, that are repeated.

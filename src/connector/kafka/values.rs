@@ -67,7 +67,9 @@ impl AvroOptions {
     /// Of the user: an address that is missing or no URL, a schema that is none.
     fn read(options: &mut OptionReader<'_>) -> Result<Self> {
         let urls = options.required("schema.registry.url", "http://localhost:8081")?;
-        let urls = registry_urls(urls).map_err(|what| options.error("schema.registry.url", &what))?;
+        let urls = registry_urls(urls).map_err(|what| {
+            options.error("schema.registry.url", &what).hint("for example 'https://registry:8081', several with commas")
+        })?;
         let text = options.text("avro.schema").map(str::to_string);
         let reader = text.as_deref().map(|text| Schema::parse(text, &[])).transpose();
         let reader = reader.map_err(|reason| {

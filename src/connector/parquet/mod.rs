@@ -7,12 +7,15 @@
 //! Writing ([`ParquetSink`]) is append-only. A file is named by its batch, so a replay puts the same bytes under the
 //! same name; `commit/N` is what makes it count, and our own readers ([`provider`]) read only files of committed
 //! batches. Another program that globs the folder may see a whole file a moment before its commit, never a torn one,
-//! never one twice. A live file is never replaced by a merged one: that needs a log (Delta).
+//! never one twice. A live file is never replaced by a merged one: that needs a log (Delta). On object storage a [`mark`]
+//! keeps older starts of the pipeline from writing.
 //!
 //! Strings are plain Parquet strings, timestamps µs with or without UTC adjustment; no Arrow schema is stored in the
 //! file, so that it reads the same everywhere. Partition columns are in the path only, as Hive, Spark and DuckDB do it.
 
+mod drift;
 pub(super) mod layout;
+mod mark;
 pub(super) mod partition;
 pub(super) mod reader;
 pub(super) mod sink;
@@ -24,7 +27,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::basic::{Compression, ZstdLevel};
 
 use super::{OptionDoc, OptionReader, TableDefinition, nullable, redact};
-use crate::checkpoint::Location;
+use crate::checkpoint::{Location, s3};
 use crate::{Error, Part, Result};
 
 pub use reader::{ParquetTable, Visible, provider};
@@ -84,7 +87,7 @@ pub(super) struct Table {
 
 impl Table {
     fn new(definition: &Arc<TableDefinition>) -> Result<Self> {
-        let mut options = OptionReader::new(definition, OPTIONS);
+        let mut options = OptionReader::new(definition, OPTIONS).and(s3::OPTIONS);
         let format = FileFormat::read(&mut options)?;
         options.finish()?;
         Self::with_format(definition, format)
@@ -124,8 +127,7 @@ impl Table {
         if file_columns.is_empty() {
             return Err(wrong(format!("table {} has no column but those it is partitioned by", definition.name)));
         }
-        let location =
-            Location::parse(&definition.location).map_err(|e| e.at(definition.place.clone()).about(Part::Location))?;
+        let location = Location::of_table(definition)?;
         let table = Self { definition: Arc::clone(definition), location, partition_columns, file_columns, format };
         table
             .check_types()

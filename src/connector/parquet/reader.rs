@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::can_cast_types;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -32,14 +31,15 @@ use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::cache::cache_manager::{CachedFileMetadata, SchemaFingerprint, TableScopedPath};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStoreExt};
 use uuid::Uuid;
 
-use super::{Table, layout};
+use super::{Table, drift, layout};
+use crate::checkpoint::trouble::explained;
 use crate::connector::{BoundedTable, TableDefinition, nullable};
 use crate::{Error, Result};
 
@@ -83,7 +83,7 @@ pub async fn provider(
 
 async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
     let location = &table.location;
-    let failed = |e: object_store::Error| table.failed("list").cause(e).retryable();
+    let failed = |e: object_store::Error| explained(table.failed("list"), &e);
     if visible == Visible::All {
         // LOCATION may be one file.
         if location.path.as_ref().ends_with(".parquet") && location.local.as_ref().is_none_or(|local| local.is_file()) {
@@ -119,6 +119,13 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
             }
         }
     }
+    if visible == Visible::All && found.is_empty() && location.local.is_none() {
+        // There are no folders there that might be empty.
+        return Err(Error::user(format!("table {} has no file", table.definition.name))
+            .at(table.definition.place.clone())
+            .cause(format!("there is none below {}", location.describe(&location.path)))
+            .hint("the names of its files end in .parquet"));
+    }
     if let Some(example) = example {
         let table = table.definition.name.as_str();
         tracing::warn!(files = foreign, table, %example, "files that this pipeline did not write are not read");
@@ -128,8 +135,9 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
 
 /// From the path's folders.
 fn partition_values(table: &Table, object: &ObjectMeta) -> Result<Vec<ScalarValue>> {
+    let shown = table.location.describe(&object.location);
     let misplaced = |cause: String| {
-        Error::user(format!("file /{} is in no partition of table {}", object.location, table.definition.name))
+        Error::user(format!("file {shown} is in no partition of table {}", table.definition.name))
             .at(table.definition.place.clone())
             .cause(cause)
             .hint("the table's files lie in folders named column=value, one level for each column of PARTITIONED BY")
@@ -245,7 +253,7 @@ impl ParquetTable {
         }
         let schema = nullable(self.scanned.table_schema());
         let filter = state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(&schema))?)?;
-        let predicate = PruningPredicate::try_new(filter, Arc::clone(&schema))?;
+        let predicate = PruningPredicateBuilder::new().with_file_schema(Arc::clone(&schema)).try_build(filter)?;
         let unknown = Arc::new(Statistics::new_unknown(&schema));
         let bounds = files.iter().map(|file| file.bounds.clone().unwrap_or_else(|| Arc::clone(&unknown)));
         let kept = predicate.prune(&PrunableStatistics::new(bounds.collect(), schema))?;
@@ -273,26 +281,16 @@ impl ParquetTable {
         let store = &self.table.location.store;
         let named = |e: DataFusionError| {
             DataFusionError::Context(
-                format!("file /{} cannot be read as Parquet", file.object_meta.location),
+                format!("file {} cannot be read as Parquet", self.table.location.describe(&file.object_meta.location)),
                 Box::new(e),
             )
         };
         let found = format.infer_schema(state, store, std::slice::from_ref(&file.object_meta)).await.map_err(named)?;
-        for declared in self.scanned.file_schema().fields() {
-            if let Ok(column) = found.field_with_name(declared.name())
-                && !can_cast_types(column.data_type(), declared.data_type())
-            {
-                return Err(named(DataFusionError::Plan(format!(
-                    "column {:?} is {} in the file and {} in the declaration of table {}",
-                    declared.name(),
-                    column.data_type(),
-                    declared.data_type(),
-                    self.table.definition.name
-                ))));
-            }
-        }
-        let file_schema = Arc::clone(self.scanned.file_schema());
-        let statistics = format.infer_stats(state, store, file_schema, &file.object_meta).await.map_err(named)?;
+        let (declared, path) = (self.scanned.file_schema(), format!("/{}", file.object_meta.location));
+        drift::check(&self.table.definition, declared, &found, &path)
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let of_file = format.infer_stats(state, store, Arc::clone(&found), &file.object_meta).await.map_err(named)?;
+        let statistics = drift::in_declared_types(of_file, &found, declared);
         let statistics = Arc::new(with_partition_values(&file, statistics));
         if let Some(cache) = cache {
             let (meta, fingerprint) = (file.object_meta.clone(), Arc::clone(&self.fingerprint));

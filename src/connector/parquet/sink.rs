@@ -1,7 +1,7 @@
 //! Writes the rows of a batch as files named by the batch.
 //!
 //! ```text
-//! rows of an INSERT ─▶ by partition ─▶ encoded in memory (blocking threads) ─▶ one durable put per file
+//! rows of an INSERT ─▶ by partition ─▶ encoded in memory (blocking threads) ─▶ [mark] ─▶ one durable put per file
 //! ```
 //!
 //! The sequence in a file's name is INSERT × 1,000 + the place of its partition among the batch's sorted ones: it
@@ -11,6 +11,7 @@
 //! not count for our readers, and is written again by the replay.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, UInt32Array};
@@ -19,6 +20,7 @@ use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
+use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
@@ -31,10 +33,12 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
-use super::layout::FileName;
+use super::layout::{FileName, parse_folder};
+use super::mark::Mark;
 use super::partition::{self, PARTITIONS_PER_INSERT};
 use super::{FileFormat, Table};
 use crate::checkpoint::durable::{Durable, create_folders};
+use crate::checkpoint::trouble::explained;
 use crate::connector::background::blocking;
 use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, WriteReport, WriteRequest,
@@ -56,7 +60,9 @@ pub(in crate::connector) const CONCURRENT_ENCODERS: usize = 2;
 pub struct ParquetSink {
     name: String,
     tables: BTreeMap<String, Arc<Table>>,
-    pipeline: Option<Uuid>,
+    identity: Option<Identity>,
+    /// Of the tables that are not on this machine.
+    marks: BTreeMap<String, Mark>,
     /// Batches from a number on that have files here; known once asked for.
     found: Option<(u64, BTreeSet<u64>)>,
 }
@@ -93,15 +99,26 @@ impl ParquetSink {
                     let name =
                         if sinks.is_empty() { "parquet".to_string() } else { format!("parquet-{}", sinks.len() + 1) };
                     let tables = BTreeMap::from([(table.definition.name.clone(), table)]);
-                    sinks.push(Self { name, tables, pipeline: None, found: None });
+                    sinks.push(Self { name, tables, identity: None, marks: BTreeMap::new(), found: None });
                 }
             }
         }
         Ok(sinks)
     }
 
-    fn pipeline(&self) -> Result<Uuid> {
-        self.pipeline.ok_or_else(|| Error::internal(format!("sink {} was not opened", self.name)))
+    fn identity(&self) -> Result<&Identity> {
+        self.identity.as_ref().ok_or_else(|| Error::internal(format!("sink {} was not opened", self.name)))
+    }
+
+    /// From now on the batch may be seen in these tables, if no newer start has come.
+    async fn begin(&mut self, batch: u64, tables: &BTreeSet<String>) -> Result<()> {
+        let identity = &self.identity()?.clone();
+        let mut begun = vec![];
+        for (name, mark) in self.marks.iter_mut().filter(|(name, _)| tables.contains(*name)) {
+            let table = self.tables.get(name).ok_or_else(|| Error::internal("a mark is of no table"))?;
+            begun.push(mark.begin(table, identity, batch));
+        }
+        try_join_all(begun).await.map(drop)
     }
 }
 
@@ -124,19 +141,27 @@ impl Sink for ParquetSink {
         }
     }
 
-    /// Keeps no number of its own: `None`.
+    /// Local tables keep no number of their own: `None`. Elsewhere the newest that has begun.
     async fn open(&mut self, identity: &Identity) -> Result<Option<u64>> {
-        for table in self.tables.values() {
-            prepare(table).await?;
+        (self.found, self.identity) = (None, Some(identity.clone()));
+        self.marks.clear();
+        for (name, table) in &self.tables {
+            match table.location.local.clone() {
+                Some(local) => prepare(table, local).await?,
+                None => drop(self.marks.insert(name.clone(), Mark::take(table, identity).await?)),
+            }
+            same_layout(table, identity.uuid).await?;
         }
-        self.pipeline = Some(identity.uuid);
-        self.found = None;
-        Ok(None)
+        Ok(self.marks.values().filter_map(Mark::batch).max())
     }
 
-    /// Lists every table once, then remembers; asked at a start, of the few batches that are pending.
+    /// Where there are marks, they tell. Else lists every table once, then remembers; asked at a start, of the few batches that
+    /// are pending.
     async fn holds(&mut self, batch: u64) -> Result<bool> {
-        let pipeline = self.pipeline()?;
+        let pipeline = self.identity()?.uuid;
+        if !self.marks.is_empty() {
+            return Ok(self.marks.values().any(|mark| mark.batch() >= Some(batch)));
+        }
         if let Some((from, found)) = &self.found
             && *from <= batch
         {
@@ -145,7 +170,7 @@ impl Sink for ParquetSink {
         let mut found = BTreeSet::new();
         for table in self.tables.values() {
             let mut listing = table.location.store.list(Some(&table.location.path));
-            while let Some(object) = listing.try_next().await.map_err(|e| table.failed("list").cause(e).retryable())? {
+            while let Some(object) = listing.try_next().await.map_err(|e| explained(table.failed("list"), &e))? {
                 let name = object.location.filename().and_then(FileName::parse);
                 found.extend(name.filter(|n| n.pipeline == pipeline && n.batch >= batch).map(|n| n.batch));
             }
@@ -157,7 +182,7 @@ impl Sink for ParquetSink {
 
     async fn write(&mut self, request: &WriteRequest) -> Result<WriteReport> {
         point!("parquet::before_write");
-        let pipeline = self.pipeline()?;
+        let pipeline = self.identity()?.uuid;
         let mut encoders = vec![];
         for insert in &request.inserts {
             let table = self.tables.get(&insert.table.name).cloned();
@@ -189,13 +214,14 @@ impl Sink for ParquetSink {
         {
             found.insert(request.batch);
         }
+        self.begin(request.batch, &report.files.keys().cloned().collect()).await?;
         let puts = puts.into_iter().map(|(table, path, bytes)| async move {
             point!("parquet::before_put");
             let to =
                 path.split('/').try_fold(table.location.path.clone(), |to, part| Path::parse(format!("{to}/{part}")));
             let to = to.map_err(|e| Error::internal(format!("{path:?} is not a path")).cause(e))?;
             let put = table.location.store.put(&to, bytes.into()).await;
-            put.map_err(|e| not_for_good(&e, table.failed("write").cause(&e)))
+            put.map_err(|e| explained(table.failed("write"), &e))
         });
         let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(CONCURRENT_PUTS).try_collect().await?;
         tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
@@ -204,42 +230,72 @@ impl Sink for ParquetSink {
     }
 }
 
-/// May pass by itself, but for a right that is missing.
-pub(in crate::connector) fn not_for_good(e: &object_store::Error, error: Error) -> Error {
-    use std::io::{Error as IoError, ErrorKind};
-    let io = match e {
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => return error,
-        object_store::Error::Generic { source, .. } => source.downcast_ref::<IoError>().map(IoError::kind),
-        _ => None,
-    };
-    match io {
-        Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory) => {
-            error.hint("let the pipeline's user write there")
+/// One file that the pipeline has written tells how the others lie: with two layouts in one folder nobody could read it.
+async fn same_layout(table: &Table, pipeline: Uuid) -> Result<()> {
+    let is_ours = move |name: &str| FileName::parse(name).is_some_and(|name| name.pipeline == pipeline);
+    let found = match table.location.local.clone() {
+        // Not a listing of all: a lake may have many files.
+        Some(local) => {
+            let found = blocking(move || Ok(Durable::find(&local, is_ours))).await?;
+            found.map_err(|e| explained(table.failed("list"), &e))?
         }
-        _ => error.retryable(),
+        None => {
+            let mut listing = table.location.store.list(Some(&table.location.path));
+            loop {
+                match listing.try_next().await.map_err(|e| explained(table.failed("list"), &e))? {
+                    Some(object) if object.location.filename().is_some_and(is_ours) => break Some(object.location),
+                    Some(_) => {}
+                    None => break None,
+                }
+            }
+        }
+    };
+    let Some(file) = found else { return Ok(()) };
+    layout_of(table, &file).map_err(|cause| {
+        let error = format!("the files of table {} lie in other partitions than it declares", table.definition.name);
+        Error::user(error).at(table.definition.place.clone()).cause(cause).hint(
+            "PARTITIONED BY says where files lie, so it stays as it is: put it back, or give the table another LOCATION and \
+             declare the older files as a table of their own",
+        )
+    })
+}
+
+/// # Errors
+/// Why the file does not lie in the table's partitions.
+fn layout_of(table: &Table, file: &Path) -> Result<(), String> {
+    let below: Vec<String> = file
+        .prefix_match(&table.location.path)
+        .map(|parts| parts.map(|part| part.as_ref().to_string()).collect())
+        .unwrap_or_default();
+    let folders = below.len().saturating_sub(1);
+    let columns = below[..folders].iter().map(|folder| parse_folder(folder).map(|(column, _)| column));
+    let columns = columns.collect::<Option<Vec<_>>>().unwrap_or_default();
+    let declared = &table.definition.partition_columns;
+    if columns == *declared && folders == declared.len() {
+        return Ok(());
     }
+    let shown = |columns: &[String]| if columns.is_empty() { "nothing".into() } else { columns.join(", ") };
+    Err(format!("file /{file} is partitioned by {}; declared is {}", shown(&columns), shown(declared)))
 }
 
 /// The folder is there, can be written, and holds no leftovers.
-async fn prepare(table: &Arc<Table>) -> Result<()> {
-    if let Some(local) = table.location.local.clone() {
-        let depth = table.partition_columns.len();
-        let prepared = tokio::task::spawn_blocking(move || {
-            create_folders(&local)?;
-            Durable::sweep(&local, depth)
-        });
-        let prepared = prepared.await.map_err(|e| Error::internal("opening Parquet was stopped").cause(e))?;
-        let removed = prepared.map_err(|e| table.failed("open").cause(e))?;
-        if removed > 0 {
-            let table = table.definition.name.as_str();
-            tracing::info!(removed, table, "removed files that a killed process left half-written");
-        }
+async fn prepare(table: &Arc<Table>, local: PathBuf) -> Result<()> {
+    let depth = table.partition_columns.len();
+    let prepared = tokio::task::spawn_blocking(move || {
+        create_folders(&local)?;
+        Durable::sweep(&local, depth)
+    });
+    let prepared = prepared.await.map_err(|e| Error::internal("opening Parquet was stopped").cause(e))?;
+    let removed = prepared.map_err(|e| table.failed("open").cause(e))?;
+    if removed > 0 {
+        let table = table.definition.name.as_str();
+        tracing::info!(removed, table, "removed files that a killed process left half-written");
     }
     // Names that begin with '_' are no data for any reader of such folders.
     let probe = table.location.path.clone().join(format!("_poundlock_can_write_{}", Uuid::new_v4().simple()));
     let store = &table.location.store;
-    store.put(&probe, Bytes::new().into()).await.map_err(|e| not_for_good(&e, table.failed("write to").cause(&e)))?;
-    store.delete(&probe).await.map_err(|e| not_for_good(&e, table.failed("write to").cause(&e)))
+    store.put(&probe, Bytes::new().into()).await.map_err(|e| explained(table.failed("write to"), &e))?;
+    store.delete(&probe).await.map_err(|e| explained(table.failed("write to"), &e))
 }
 
 /// The files of one INSERT, in memory.

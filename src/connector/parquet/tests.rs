@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::*;
 use crate::connector::{Identity, InsertRows, Sink, Wave, WriteReport, WriteRequest};
 
+mod drift;
+
 const PIPELINE: Uuid = Uuid::from_u128(0xabc);
 
 fn schema() -> SchemaRef {
@@ -161,7 +163,7 @@ fn numbers_that_grow_are_packed_and_texts_that_repeat_have_a_dictionary() {
     let (_folder, location) = folder();
     let table = Table::new(&Arc::new(definition(&location, &[]))).unwrap();
     let of = |from: i64| (from..from + 2_000).map(|id| (Some(19_000), id, Some("north"))).collect::<Vec<_>>();
-    let file = sink::encode(&table, &[rows(&of(0)), rows(&of(2_000))]).unwrap();
+    let (file, _) = sink::encode(table.format, &[rows(&of(0)), rows(&of(2_000))]).unwrap();
     let reader = SerializedFileReader::new(file).unwrap();
     assert_eq!(reader.metadata().file_metadata().num_rows(), 4_000);
     let columns = reader.metadata().row_group(0).columns();
@@ -337,7 +339,8 @@ async fn a_column_of_another_kind_names_the_file() {
         Field::new("id", DataType::Int64, true),
     ]));
     let error = query(&Arc::new(other), committed(1), "SELECT * FROM events").await.unwrap_err().to_string();
-    assert!(error.contains("-000000.parquet") && error.contains("\"day\" is Date32"), "{error}");
+    assert!(error.contains("\"day\" of table lake.events is BOOLEAN in its declaration and DATE in file /"), "{error}");
+    assert!(error.contains("-000000.parquet"), "{error}");
 }
 
 #[tokio::test]
@@ -392,7 +395,8 @@ fn declarations_that_cannot_work() {
         (&(|d: &mut TableDefinition| d.unbounded = true) as &dyn Fn(&mut TableDefinition), "is UNBOUNDED"),
         (&|d| d.partition_columns = vec!["week".into()], "not a column"),
         (&|d| d.partition_columns = vec!["amount".into()], "cannot be partitioned by \"amount\""),
-        (&|d| d.location = "s3://bucket/x".into(), "later release"),
+        (&|d| d.location = "gs://bucket/x".into(), "not a kind of storage yet"),
+        (&|d| drop(d.options.insert("s3.colour".into(), "red".into())), "is not an option"),
         (&|d| drop(d.options.insert("compression".into(), "brotli".into())), "not one of zstd, lz4, snappy, none"),
         (&|d| drop(d.options.insert("max_rows_per_row_group".into(), "0".into())), "not a usable number"),
         (&|d| drop(d.options.insert("colour".into(), "red".into())), "is not an option"),
@@ -469,6 +473,40 @@ async fn tables_in_memory_work_alike() {
     let mut sink = opened(&definition).await;
     write(&mut sink, 1, vec![insert(&definition, 0, vec![rows(&[(Some(1), 1, None)])])]).await.unwrap();
     assert_eq!(value(&definition, committed(1), "SELECT count(*) FROM events").await.unwrap(), "1");
+}
+
+/// Where there is no lock: see `mark`.
+#[tokio::test]
+async fn elsewhere_than_on_this_machine_only_the_newest_start_begins_a_batch() {
+    let definition = definition(&format!("memory://{}/lake/events", Uuid::new_v4().simple()), &["day"]);
+    let definition = Arc::new(definition);
+    let of = |day: i32| vec![insert(&definition, 0, vec![rows(&[(Some(day), 1, None)])])];
+    let start = async |epoch: u64| {
+        let mut sink = ParquetSink::for_tables(&[Arc::clone(&definition)]).unwrap().remove(0);
+        let identity = Identity { name: "p".into(), uuid: PIPELINE, epoch, takes_over: false };
+        let newest = sink.open(&identity).await?;
+        Ok::<_, Error>((sink, newest))
+    };
+    let (mut old, newest) = start(1).await.unwrap();
+    assert_eq!(newest, None);
+    write(&mut old, 1, of(1)).await.unwrap();
+    let (mut new, newest) = start(2).await.unwrap();
+    assert_eq!(newest, Some(1));
+    // Begun before: written again as it was planned, by whomever.
+    write(&mut old, 1, of(1)).await.unwrap();
+    assert!(new.holds(1).await.unwrap() && !new.holds(2).await.unwrap());
+    // Planned anew by the newer start: what the older one planned does not come, late or not.
+    for _ in 0..2 {
+        let error = write(&mut old, 2, of(7)).await.unwrap_err();
+        assert!(error.message().starts_with("fenced by epoch 2") && !error.is_retryable(), "{error}");
+        write(&mut new, 2, of(2)).await.unwrap();
+    }
+    let days = "SELECT string_agg(day::varchar, ' ' ORDER BY day) FROM events";
+    assert_eq!(value(&definition, committed(2), days).await.unwrap(), "1970-01-02 1970-01-03");
+    assert!(start(1).await.unwrap_err().message().starts_with("fenced by epoch 2"));
+    // A batch without rows begins nothing.
+    write(&mut new, 3, vec![insert(&definition, 0, vec![])]).await.unwrap();
+    assert_eq!(start(3).await.unwrap().1, Some(2));
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ mod harness;
 
 mod check;
 
+mod dimensions;
+
 mod late;
 
 mod oracle;
@@ -11,6 +13,8 @@ mod oracle;
 mod places;
 
 mod property;
+
+mod read_back;
 
 mod refused;
 

@@ -29,6 +29,7 @@ fn defaults_are_in_the_registry() {
             target_partitions: None,
             migrate: true,
             snapshot_interval: 64,
+            outbox: 1_000_000_000,
         }
     );
     assert_eq!(settings.partitions_of_pipeline(), 1);
@@ -59,13 +60,13 @@ fn values_that_do_not_fit_are_all_reported_with_their_origin() {
       a.sql:3:5
        3 | SET poundlock.triger = '1s';
          |     ^^^^^^^^^^^^^^^^
-    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval
+    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval, poundlock.outbox
 
     error: setting trigger does not exist
       a.sql:4:5
        4 | SET trigger = '1s'
          |     ^^^^^^^
-    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval
+    hint: did you mean poundlock.trigger? there are: datafusion.*, poundlock.name, poundlock.trigger, poundlock.checkpoint, poundlock.max_rows_per_batch, poundlock.max_bytes_per_batch, poundlock.buffer, poundlock.memory, poundlock.target_partitions, poundlock.migrate, poundlock.snapshot_interval, poundlock.outbox
 
     error: setting poundlock.name is "a b", not a name of at most 64 letters, digits, '.', '_' and '-', beginning with a letter or digit
       a.sql:2:22

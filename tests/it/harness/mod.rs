@@ -4,6 +4,8 @@ pub mod delta;
 mod elasticsearch;
 mod feeder;
 mod program;
+mod proxy;
+mod s3;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 pub use elasticsearch::Elasticsearch;
 pub use feeder::Feeder;
 pub use program::Program;
+pub use proxy::{Proxy, Way};
+pub use s3::S3;
 pub use world::{PARTITIONS, World, create_topics, psql};
 
 /// Asks again and again until there is an answer; panics after `limit`, saying what it waited for.

@@ -78,8 +78,12 @@ impl Program {
 
     /// As Ctrl-C does.
     pub fn interrupt(&mut self) {
+        self.signal("INT");
+    }
+
+    pub fn signal(&mut self, name: &str) {
         self.must_live();
-        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 

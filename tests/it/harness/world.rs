@@ -12,7 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
-use super::{Elasticsearch, Program};
+use super::{Elasticsearch, Program, S3};
 
 /// Of the input topic. The feeder leaves the last one empty: it must hold back no watermark.
 pub const PARTITIONS: i32 = 5;
@@ -33,6 +33,8 @@ pub struct World {
     /// Of this test's own documents; the shipped template is for it too.
     pub index: String,
     pub folder: PathBuf,
+    /// Where lake and checkpoint are, if not in the folder.
+    pub s3: Option<S3>,
 }
 
 impl World {
@@ -53,6 +55,7 @@ impl World {
             elasticsearch: Elasticsearch::of_environment(),
             index: format!("user_event_logs-{name}"),
             folder: std::env::temp_dir().join(&name),
+            s3: None,
             server_url,
             name,
         };
@@ -62,6 +65,13 @@ impl World {
         psql(&world.server_url, &format!("CREATE DATABASE {}", world.name));
         world.program(&["migrate", "--dir", &format!("{ROOT}/migrations")]).succeed(Duration::from_secs(60));
         world.sql(&format!("\\copy users FROM '{ROOT}/data/users.csv' CSV HEADER"));
+        world
+    }
+
+    /// With lake and checkpoint on S3.
+    pub fn on_s3(test: &str) -> Self {
+        let mut world = Self::new(test);
+        world.s3 = Some(S3::of_environment());
         world
     }
 
@@ -89,8 +99,19 @@ impl World {
         self.folder.join("queries")
     }
 
+    /// The folder on a disk, be it a server's.
     pub fn lake(&self) -> PathBuf {
-        self.folder.join("lake")
+        match &self.s3 {
+            Some(s3) => s3.folder(&format!("{}/lake", self.name)),
+            None => self.folder.join("lake"),
+        }
+    }
+
+    fn address(&self, of: &str) -> String {
+        match &self.s3 {
+            Some(s3) => s3.url(&format!("{}/{of}", self.name)),
+            None => path(&self.folder.join(of)).to_string(),
+        }
     }
 
     /// Starts `poundlock ARGUMENTS`, its output at the end of the log.
@@ -111,16 +132,22 @@ impl World {
             .env("KAFKA_DLQ_TOPIC", &self.dead_letters)
             .env("KAFKA_ALERT_TOPIC", &self.alerts)
             .env("DATABASE_URL", &self.database_url)
-            .env("LAKE_URL", self.lake())
-            .env("CHECKPOINT_BASE", self.folder.join("checkpoint"))
+            .env("LAKE_URL", self.address("lake"))
+            .env("CHECKPOINT_BASE", self.address("checkpoint"))
+            .env("MONITORING_URL", &self.database_url)
             .env("ES_URL", &self.elasticsearch.url)
             .env("ES_INDEX", &self.index)
+            .env_remove("DATABASE_REPLICA_URL")
+            .envs(self.s3.iter().map(|s3| ("AWS_ENDPOINT_URL", &s3.endpoint)))
             .env_remove("ES_API_KEY")
             .env_remove("ES_CA_FILE")
             .env_remove("ES_BULK_CHUNK")
             .env_remove("PROCESSING_TRIGGER")
             .env_remove("ANOMALY_THRESHOLD")
             .env_remove("Z_THRESHOLD");
+        for setting in ["DELAY", "COMPLETENESS", "VALIDITY", "UNIQUENESS", "TIMELINESS", "MIN_EVENTS"] {
+            command.env_remove(format!("DQ_{setting}"));
+        }
         command
     }
 
@@ -145,6 +172,7 @@ impl Drop for World {
         }
         psql(&self.server_url, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
         self.elasticsearch.delete(&self.index);
+        self.s3.iter().for_each(|s3| s3.delete(&self.name));
         fs::remove_dir_all(&self.folder).unwrap();
     }
 }

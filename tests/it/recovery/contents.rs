@@ -143,6 +143,8 @@ pub fn of(project: &Project) -> Contents {
         ("db.shares", project.rows("SELECT * FROM shares")),
         ("db.counts", project.rows("SELECT * FROM counts")),
         ("db.closed", project.rows("SELECT * FROM closed")),
+        ("db.history", project.rows("SELECT * FROM history")),
+        ("late.copies", sqlite(&project.path("late"), "SELECT * FROM copies")),
         ("lake.events", project.lake()),
         ("lake.merged", delta_rows(&project.path(DELTA), &["id", "share"])),
         ("kafka.copies", messages(project, project.topic("COPIES"))),

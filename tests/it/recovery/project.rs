@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use super::contents;
 use crate::cli::poundlock;
-use crate::harness::{Elasticsearch, Program, create_topics, psql};
+use crate::harness::{Elasticsearch, Program, S3, create_topics, psql};
 
 /// Of the input topic.
 pub const PARTITIONS: i32 = 4;
@@ -57,7 +57,7 @@ CREATE EXTERNAL TABLE db.counts (window_start TIMESTAMP, k VARCHAR, n BIGINT, PR
 CREATE EXTERNAL TABLE db.closed (window_start TIMESTAMP, k VARCHAR, n BIGINT)
   STORED AS DATABASE LOCATION '${DATABASE_URL}';
 CREATE EXTERNAL TABLE lake.events (id BIGINT, share BIGINT)
-  STORED AS PARQUET LOCATION 'lake/events' PARTITIONED BY (k VARCHAR);
+  STORED AS PARQUET LOCATION '${LAKE:-lake}/events' PARTITIONED BY (k VARCHAR);
 CREATE EXTERNAL TABLE lake.merged (id BIGINT, share BIGINT)
   STORED AS DELTA LOCATION '${DELTA}' PARTITIONED BY (k VARCHAR)
   OPTIONS ('optimize.interval' '20 ms', 'optimize.min_files' '2', 'checkpoint.interval' '5');
@@ -92,11 +92,34 @@ INSERT INTO es.copies SELECT id, share FROM valid;
 INSERT INTO es.counts SELECT window_start, k, n FROM counted;
 "#;
 
+/// A table that is read back: each window with those up to a minute before it.
+pub const HISTORY: &str = "
+CREATE EXTERNAL TABLE db.history (window_start TIMESTAMP, n BIGINT, windows BIGINT, events BIGINT, PRIMARY KEY (window_start))
+  STORED AS DATABASE LOCATION '${DATABASE_URL}' OPTIONS ('on_conflict' 'update');
+CREATE VIEW totals AS
+SELECT window_start, window_end, count(*) AS n
+FROM TUMBLE(valid, ts, INTERVAL '10 seconds') GROUP BY window_start, window_end;
+INSERT INTO db.history
+SELECT t.window_start, t.n, count(past.n), sum(past.n)
+FROM totals t LEFT JOIN db.history past
+  ON past.window_start < t.window_start AND past.window_start >= t.window_start - INTERVAL '1 minute'
+WHERE t.window_end <= current_watermark() GROUP BY t.window_start, t.n;
+";
+
+/// A second database, with an outbox, which refuses the rows that the lake refuses too.
+pub const LATE: &str = "
+CREATE SCHEMA late;
+CREATE EXTERNAL TABLE late.copies (id BIGINT, k VARCHAR NOT NULL) STORED AS DATABASE LOCATION 'sqlite:late'
+  OPTIONS ('delivery' 'outbox');
+INSERT INTO late.copies SELECT id, nullif(k, '') FROM valid;
+";
+
 /// The same tables in PostgreSQL.
 const MIGRATION: &str = r#"
 CREATE TABLE shares (id bigint, k text, share bigint, "partition" int, "offset" bigint);
 CREATE TABLE counts (window_start timestamp, k text, n bigint, PRIMARY KEY (window_start, k));
 CREATE TABLE closed (window_start timestamp, k text, n bigint);
+CREATE TABLE history (window_start timestamp PRIMARY KEY, n bigint, windows bigint, events bigint);
 "#;
 
 /// What a project runs on.
@@ -116,6 +139,8 @@ pub struct Project {
     pub servers: Servers,
     /// Where it writes documents too; without it those tables are off.
     pub elasticsearch: Option<Elasticsearch>,
+    /// Where lake and checkpoint are, if not in the folder.
+    pub s3: Option<S3>,
     _broker: Option<MockBroker>,
     /// Of a database that is to be removed.
     server_url: Option<String>,
@@ -162,7 +187,8 @@ impl Project {
                 server_url = Some(url);
             }
         }
-        let project = Self { folder, name, environment, servers, elasticsearch: None, _broker: broker, server_url };
+        let project =
+            Self { folder, name, environment, servers, elasticsearch: None, s3: None, _broker: broker, server_url };
         fs::create_dir(project.path("queries")).unwrap();
         project.write(QUERIES);
         project
@@ -178,6 +204,16 @@ impl Project {
 
     pub fn with_delta(mut self) -> Self {
         self.environment.insert("DELTA", DELTA.into());
+        self
+    }
+
+    /// With lake and checkpoint on S3.
+    pub fn on_s3(mut self) -> Self {
+        let s3 = S3::of_environment();
+        for (variable, of) in [("LAKE", "lake"), ("CHECKPOINT_BASE", "checkpoint")] {
+            self.environment.insert(variable, s3.url(&format!("{}/{of}", self.name)));
+        }
+        self.s3 = Some(s3);
         self
     }
 
@@ -273,12 +309,17 @@ impl Project {
     }
 
     async fn checkpoint(&self) -> Checkpoint {
-        let url = self.path("checkpoint").to_str().unwrap().to_string();
+        let local = || self.path("checkpoint").to_str().unwrap().to_string();
+        let url = self.environment.get("CHECKPOINT_BASE").cloned().unwrap_or_else(local);
         Checkpoint::read_only(&url, &self.name).await.unwrap().expect("there is a checkpoint")
     }
 
     pub fn lake(&self) -> Vec<String> {
-        contents::parquet(&self.path("lake"), &["id", "share"])
+        let folder = match &self.s3 {
+            Some(s3) => s3.folder(&format!("{}/lake", self.name)),
+            None => self.path("lake"),
+        };
+        contents::parquet(&folder, &["id", "share"])
     }
 }
 
@@ -295,6 +336,7 @@ impl Drop for Project {
         if let Some(server) = &self.elasticsearch {
             server.delete(&format!("{0}_copies,{0}_counts", self.name));
         }
+        self.s3.iter().for_each(|s3| s3.delete(&self.name));
     }
 }
 

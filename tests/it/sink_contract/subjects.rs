@@ -1,10 +1,9 @@
 //! The systems that the suite runs on, each with a reader that is not the engine's.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
@@ -12,26 +11,22 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use poundlock::connector::memory::{self, FailAt};
 use poundlock::connector::{Sink, TableDefinition, sinks};
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::rig::{Keyed, Newest, Row, Subject, Tables};
-use crate::avro::{ask, variable};
-use crate::harness::{psql, wait_for};
+use crate::harness::{Proxy, S3, psql};
 
 mod delta;
 mod elasticsearch;
+mod kafka;
+mod outboxed;
 
 pub use delta::Delta;
 pub use elasticsearch::Elasticsearch;
+pub use kafka::Kafka;
+pub use outboxed::Outboxed;
 
 fn table(name: &str, stored_as: &str, location: &str, options: &[(&str, &str)]) -> TableDefinition {
     let columns = [("id", DataType::Int64), ("v", DataType::Utf8View), ("part", DataType::Utf8View)];
@@ -239,27 +234,100 @@ impl Subject for Parquet {
         only(&self.tables)
     }
 
-    /// As a program that globs the folder.
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {
-        let mut rows = vec![];
-        for folder in entries(&self.folder.path().join(short(table))) {
-            let name = folder.file_name().unwrap().to_str().unwrap();
-            let Some((_, part)) = name.split_once("part=") else { panic!("{name} is no partition") };
-            for file in entries(&folder).filter(|file| file.extension().is_some_and(|end| end == "parquet")) {
-                let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
-                rows.extend(reader.build().unwrap().flat_map(|batch| rows_of(&batch.unwrap(), Some(part))));
-            }
-        }
-        rows
+        rows_of_folder(&self.folder.path().join(short(table)))
     }
 
     fn impossible(&self) -> Vec<(Row, &'static str)> {
-        vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
+        no_folders()
     }
 }
 
+/// As a program that globs the folder; what begins with `_` is no data.
+fn rows_of_folder(folder: &Path) -> Vec<Row> {
+    let mut rows = vec![];
+    for folder in entries(folder) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        if name.starts_with('_') {
+            continue;
+        }
+        let Some((_, part)) = name.split_once("part=") else { panic!("{name} is no partition") };
+        for file in entries(&folder).filter(|file| file.extension().is_some_and(|end| end == "parquet")) {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
+            rows.extend(reader.build().unwrap().flat_map(|batch| rows_of(&batch.unwrap(), Some(part))));
+        }
+    }
+    rows
+}
+
+/// Rows whose partition cannot name a folder.
+fn no_folders() -> Vec<(Row, &'static str)> {
+    vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
+}
+
+/// The same on object storage, reached as the options of the tables say.
+pub struct ParquetOnS3 {
+    server: S3,
+    name: String,
+    way: Proxy,
+    tables: Tables,
+}
+
+impl Subject for ParquetOnS3 {
+    // By the marks.
+    const FENCES: bool = true;
+    const NEWEST: Newest = Newest::Begun;
+
+    fn fresh() -> Self {
+        let (server, name) = (S3::of_environment(), format!("contract-{}", Uuid::new_v4()));
+        let way = Proxy::start(&server.endpoint);
+        let make = |table_name: &str, options: &[(&str, &str)]| {
+            let endpoint = way.url();
+            let options = [&[("s3.endpoint", endpoint.as_str()), ("s3.allow_http", "true")], options].concat();
+            let table = table(table_name, "PARQUET", &server.url(&format!("{name}/{table_name}")), &options);
+            TableDefinition { partition_columns: vec!["part".into()], ..table }
+        };
+        let tables = tables(make, false);
+        Self { server, name, way, tables }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        only(&self.tables)
+    }
+
+    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
+        rows_of_folder(&self.server.folder(&format!("{}/{}", self.name, short(table))))
+    }
+
+    fn impossible(&self) -> Vec<(Row, &'static str)> {
+        no_folders()
+    }
+
+    /// The next answers to a file and to a mark are lost: the server has done what it was asked.
+    fn trouble(&self, _after: Duration) -> bool {
+        self.way.lose_answer_to(".parquet");
+        self.way.lose_answer_to("/_poundlock/");
+        false // a write asks again
+    }
+}
+
+impl Drop for ParquetOnS3 {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for you: {}", self.server.folder(&self.name).display());
+            return;
+        }
+        self.server.delete(&self.name);
+    }
+}
+
+/// None of a folder that is not there yet.
 fn entries(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
-    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path())
+    std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path())
 }
 
 pub struct Postgres {
@@ -328,143 +396,4 @@ impl Drop for Postgres {
         }
         psql(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.database));
     }
-}
-
-/// Values as JSON or, with a schema that each sink registers, as Avro.
-pub struct Kafka<const AVRO: bool> {
-    brokers: String,
-    tables: Tables,
-    /// Asked for the ends of all messages, and of committed ones.
-    uncommitted: BaseConsumer,
-    committed: BaseConsumer,
-}
-
-const KAFKA_PARTITIONS: i32 = 2;
-
-impl<const AVRO: bool> Subject for Kafka<AVRO> {
-    const FENCES: bool = true;
-    // A wave without rows leaves no marker, so it cannot tell whether a batch is whole.
-    const NEWEST: Newest = Newest::Begun;
-
-    fn fresh() -> Self {
-        let brokers = variable("KAFKA_BROKERS");
-        let prefix = format!("contract-{}", Uuid::new_v4());
-        let registry = if AVRO { variable("SCHEMA_REGISTRY_URL") } else { String::new() };
-        let format = [("format", "avro"), ("schema.registry.url", registry.as_str())];
-        let format: &[(&str, &str)] = if AVRO { &format } else { &[] };
-        let make = |name: &str, options: &[(&str, &str)]| {
-            let options = [&[("brokers", brokers.as_str()), ("key", "id")], format, options].concat();
-            table(name, "KAFKA", &format!("{prefix}-{name}"), &options)
-        };
-        let tables = tables(make, false);
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
-        let topics = tables.all();
-        let topics = topics.iter().map(|table| {
-            // Our messages have a time of long ago: every five minutes the brokers would remove them.
-            let topic = NewTopic::new(&table.location, KAFKA_PARTITIONS, TopicReplication::Fixed(1));
-            let topic = topic.set("retention.ms", "-1");
-            if short(table) == "strict" { topic.set("max.message.bytes", "3000") } else { topic }
-        });
-        let topics: Vec<NewTopic> = topics.collect();
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-        for made in futures::executor::block_on(admin.create_topics(&topics, &options)).unwrap() {
-            made.unwrap();
-        }
-        let [uncommitted, committed] =
-            ["read_uncommitted", "read_committed"].map(|isolation| consumer(&brokers, isolation));
-        let kafka = Self { brokers, tables, uncommitted, committed };
-        for table in kafka.tables.all() {
-            // A broker may know of them a little later than the controller.
-            wait_for("a new topic", Duration::from_secs(30), || {
-                ends(&kafka.committed, &table.location).zip(ends(&kafka.uncommitted, &table.location))
-            });
-        }
-        kafka
-    }
-
-    fn tables(&self) -> &Tables {
-        &self.tables
-    }
-
-    fn sink(&self) -> Box<dyn Sink> {
-        only(&self.tables)
-    }
-
-    /// As a reader of committed messages. A commit is durable a moment before the partitions learn of it.
-    fn rows(&self, table: &TableDefinition) -> Vec<Row> {
-        wait_for("the end of all transactions", Duration::from_secs(60), || {
-            let (all, committed) = (ends(&self.uncommitted, &table.location), ends(&self.committed, &table.location));
-            (all.is_some() && all == committed).then_some(())
-        });
-        let mut all = TopicPartitionList::new();
-        for partition in 0..KAFKA_PARTITIONS {
-            all.add_partition_offset(&table.location, partition, Offset::Beginning).unwrap();
-        }
-        // Always a new one: it begins at the beginning, whatever an earlier look has left in a queue.
-        let consumer = consumer(&self.brokers, "read_committed");
-        consumer.assign(&all).unwrap();
-        let (mut rows, mut at_end, began) = (vec![], BTreeSet::new(), Instant::now());
-        while at_end.len() < KAFKA_PARTITIONS as usize {
-            assert!(began.elapsed() < Duration::from_secs(60), "{} has an end", table.location);
-            match consumer.poll(Duration::from_millis(100)) {
-                None => {}
-                Some(Ok(message)) if AVRO => rows.push(row_of_avro(message.payload().unwrap())),
-                Some(Ok(message)) => rows.push(row_of(std::str::from_utf8(message.payload().unwrap()).unwrap())),
-                Some(Err(KafkaError::PartitionEOF(partition))) => drop(at_end.insert(partition)),
-                Some(Err(error)) => panic!("{}: {error}", table.location),
-            }
-        }
-        rows
-    }
-
-    fn impossible(&self) -> Vec<(Row, &'static str)> {
-        vec![((-1, Some("x".repeat(4_000)), "p".into()), "bytes, topic")]
-    }
-}
-
-/// By apache-avro, with the schema that the registry has under the record's id.
-fn row_of_avro(payload: &[u8]) -> Row {
-    use apache_avro::types::Value as Avro;
-
-    static SCHEMAS: Mutex<BTreeMap<u32, Arc<apache_avro::Schema>>> = Mutex::new(BTreeMap::new());
-
-    assert_eq!(payload[0], 0);
-    let id = u32::from_be_bytes(payload[1..5].try_into().unwrap());
-    let ask = || {
-        let answer = ask("GET", &format!("schemas/ids/{id}"), &Value::Null);
-        Arc::new(apache_avro::Schema::parse_str(answer["schema"].as_str().unwrap()).unwrap())
-    };
-    let schema = Arc::clone(SCHEMAS.lock().unwrap().entry(id).or_insert_with(ask));
-    let value = apache_avro::from_avro_datum(&schema, &mut &payload[5..], None).unwrap();
-    let Avro::Record(fields) = value else { panic!("{value:?}") };
-    let inner = |name: &str| match &fields.iter().find(|(field, _)| field == name).unwrap().1 {
-        Avro::Union(_, inner) => (**inner).clone(),
-        other => other.clone(),
-    };
-    let text = |name: &str| match inner(name) {
-        Avro::String(text) => Some(text),
-        Avro::Null => None,
-        other => panic!("{name}: {other:?}"),
-    };
-    let Avro::Long(id) = inner("id") else { panic!("{fields:?}") };
-    (id, text("v"), text("part").unwrap())
-}
-
-fn consumer(brokers: &str, isolation: &str) -> BaseConsumer {
-    ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "contract-reader")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", isolation)
-        .set("fetch.wait.max.ms", "20")
-        .create()
-        .unwrap()
-}
-
-/// Of each partition, as such a reader sees it; `None`: the topic is not known yet.
-fn ends(consumer: &BaseConsumer, topic: &str) -> Option<Vec<i64>> {
-    let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(10));
-    (0..KAFKA_PARTITIONS).map(|partition| end(partition).ok().map(|(_, end)| end)).collect()
 }

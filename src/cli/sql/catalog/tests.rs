@@ -88,6 +88,8 @@ async fn commit(checkpoint: &Checkpoint, number: u64, watermark: i64) {
         inserts: BTreeMap::new(),
         views: BTreeMap::new(),
         files: BTreeMap::new(),
+        dimensions: BTreeMap::new(),
+        outbox_refused: vec![],
     };
     checkpoint.commit(&commit, bytes::Bytes::new()).await.unwrap();
 }

@@ -69,7 +69,10 @@ impl Address {
     /// Not an address, or a parameter that nobody knows (user).
     pub fn parse(url: &str) -> Result<Self> {
         let printed = redact(url);
-        let wrong = |what: String| Error::user(format!("{what} in the database address {printed:?}"));
+        let wrong = |what: String| {
+            let error = Error::user(format!("{what} in the database address {printed:?}"));
+            error.hint("write 'postgres://user:password@host:5432/database'; '@', '/', '?', '#' and '%' of a password as %40, %2F, %3F, %23, %25")
+        };
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut roots, mut rest) = ("prefer", None, vec![]);
         for parameter in query.split('&').filter(|p| !p.is_empty()) {

@@ -393,15 +393,27 @@ async fn a_table_that_does_not_fit_is_said_at_start() {
     ];
     let error = open_error(definition("t", &url, &columns, &[])).await.to_string();
     for part in [
-        "\"id\" is text there and Int64 here",
-        "\"v\" is numeric(10,2)",
-        "\"n\" is bigint",
+        "column \"id\" is declared BIGINT and is text there",
+        "\"v\" is declared DECIMAL(10, 4) and is numeric(10,2) there",
+        "\"n\" is declared DOUBLE and is bigint there",
         "\"g\" is generated",
-        "\"ts\" is timestamp with time zone there",
-        "\"gone\" is not there",
+        "\"ts\" is declared TIMESTAMP and is timestamp with time zone there",
+        "\"gone\" is declared INT and is not there",
+        "where: queries/00_tables.sql:1:1",
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
+    // What the hint says is what helps.
+    let columns = [("id", DataType::Int64), ("gone", DataType::Int32)];
+    let error = open_error(definition("t", &url, &columns, &[])).await.to_string();
+    let (_, statements) = error.split_once("`poundlock migrate`): ").unwrap();
+    assert_eq!(
+        statements,
+        "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"id\" TYPE bigint USING \"id\"::bigint; \
+         ALTER TABLE \"public\".\"t\" ADD COLUMN \"gone\" integer;"
+    );
+    client.batch_execute(statements).await.unwrap();
+    sink(&[&Arc::new(definition("t", &url, &columns, &[]))]).open(&identity(1)).await.unwrap();
     let keyed = open_error(definition("t", &url, &[("n", DataType::Int64)], &["n"])).await.to_string();
     assert!(keyed.contains("no unique index on the declared PRIMARY KEY"), "{keyed}");
 }
@@ -413,21 +425,61 @@ async fn migrations_are_applied_once_by_whoever_is_first() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let (one, two) = tokio::join!(migrate(&url, &dir), migrate(&url, &dir));
     let (one, two) = (one.unwrap(), two.unwrap());
-    assert_eq!([one, two].concat(), ["V1__tables"]);
+    assert_eq!([one, two].concat(), ["V1__tables", "V2__monitoring"]);
     assert!(migrate(&url, &dir).await.unwrap().is_empty());
     let uncommented = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname <> 'refinery_schema_history'
                        AND relnamespace IN ('public'::regnamespace, 'poundlock'::regnamespace) AND obj_description(oid) IS NULL";
     assert_eq!(text(&client, uncommented).await, "0");
     let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.join("V2__monitoring.sql"), folder.path().join("V2__monitoring.sql")).unwrap();
     std::fs::write(folder.path().join("V1__tables.sql"), "SELECT 1").unwrap();
     let changed = migrate(&url, folder.path()).await.unwrap_err().to_string();
-    assert!(changed.contains("is different than filesystem one"), "{changed}");
+    assert!(changed.contains("file V1__tables.sql was changed after it was applied"), "{changed}");
+    assert!(changed.contains("a migration of its own: V3__tables.sql"), "{changed}");
     std::fs::copy(dir.join("V1__tables.sql"), folder.path().join("V1__tables.sql")).unwrap();
-    std::fs::write(folder.path().join("V2__wrong.sql"), "CREATE TABLE x (a int); SELECT nonsense").unwrap();
+    std::fs::write(folder.path().join("V3__wrong.sql"), "CREATE TABLE x (a int); SELECT nonsense").unwrap();
     let wrong = migrate(&url, folder.path()).await.unwrap_err().to_string();
-    assert!(wrong.contains("nonsense") && wrong.contains("V2__wrong"), "{wrong}");
+    assert!(wrong.contains("nonsense") && wrong.contains("V3__wrong"), "{wrong}");
     assert_eq!(text(&client, "SELECT to_regclass('x') IS NULL").await, "true");
     assert!(migrate(&url, Path::new("/nowhere")).await.unwrap_err().to_string().contains("/nowhere"));
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: DATABASE_URL"]
+async fn migrations_only_go_forward() {
+    let (url, client) = database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, sql: &str| std::fs::write(folder.path().join(name), sql).unwrap();
+    let refused = async || migrate(&url, folder.path()).await.unwrap_err().to_string();
+    write("V1__one.sql", "CREATE TABLE one (id bigint)");
+    write("V3__three.sql", "CREATE TABLE three (id bigint)");
+    assert_eq!(migrate(&url, folder.path()).await.unwrap(), ["V1__one", "V3__three"]);
+
+    write("V2__two.sql", "CREATE TABLE two (id bigint)");
+    let below = refused().await;
+    assert!(below.contains("file V2__two.sql is new, and a migration with a higher number was applied"), "{below}");
+    assert!(below.contains("rename it to V4__two.sql"), "{below}");
+    std::fs::rename(folder.path().join("V2__two.sql"), folder.path().join("V4__two.sql")).unwrap();
+    assert_eq!(migrate(&url, folder.path()).await.unwrap(), ["V4__two"]);
+
+    std::fs::remove_file(folder.path().join("V3__three.sql")).unwrap();
+    let gone = refused().await;
+    assert!(gone.contains("V3__three was applied, and its file is gone"), "{gone}");
+    write("V3__others.sql", "CREATE TABLE others (id bigint)");
+    let other = refused().await;
+    assert!(other.contains("file V3__others.sql has the number of V3__three, which was applied"), "{other}");
+    assert!(other.contains("put V3__three.sql back, and rename the other: V5__others.sql"), "{other}");
+    std::fs::remove_file(folder.path().join("V3__others.sql")).unwrap();
+    write("V3__three.sql", "CREATE TABLE three (id bigint)");
+    write("V5__a.sql", "SELECT 1");
+    write("V5__b.sql", "SELECT 2");
+    let twice = refused().await;
+    assert!(twice.contains("files V5__a.sql and V5__b.sql have the same number"), "{twice}");
+    assert_eq!(
+        text(&client, "SELECT count(*) FROM refinery_schema_history").await,
+        "3",
+        "nothing was applied on the way"
+    );
 }
 
 /// The server's certificate must be for 127.0.0.1, in the file DATABASE_ROOT_CERT.
@@ -447,6 +499,20 @@ async fn sslmode_says_what_is_checked() {
     // The system does not know who signed it.
     let unknown = go("sslmode=verify-full").await.unwrap_err();
     assert!(unknown.fault() == Fault::User && unknown.to_string().contains("sslrootcert"), "{unknown}");
+    // Its certificate is for another host; only the host name is checked against it, wherever the server is.
+    let named = |host: &str| url.replace("127.0.0.1", host);
+    for (host, is_ours) in [("localhost", true), ("db.example", false)] {
+        let address = format!("{}?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={root}", named(host));
+        let connected = connect(&Address::parse(&address).unwrap(), MINUTE, MINUTE).await;
+        match connected {
+            Ok(_) => assert!(is_ours, "{host}"),
+            Err(error) => {
+                let shown = error.to_string();
+                assert!(!is_ours && error.fault() == Fault::User && !error.is_retryable(), "{host}: {shown}");
+                assert!(shown.contains("certificate") && shown.contains("db.example"), "{shown}");
+            }
+        }
+    }
     let absent = go("sslmode=require&sslrootcert=/nowhere.crt").await.unwrap_err();
     assert!(absent.to_string().contains("/nowhere.crt"), "{absent}");
 }

@@ -27,6 +27,7 @@ use super::{DatabaseTable, OnConflict, quoted, quoted_list};
 use crate::{Error, Result};
 
 mod bind;
+mod columns;
 mod read;
 mod sink;
 

@@ -10,6 +10,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use rusqlite::types::ValueRef;
 use serde_json::Value;
 
+use super::columns::described;
 use super::{failure, open, target};
 use crate::connector::database::builder::{Builder, decimal};
 use crate::connector::database::scan::{BATCH_ROWS, Query};
@@ -29,6 +30,7 @@ pub fn read(
     let doing = format!("could not read table {}", table.target_name());
     let failed = |e: rusqlite::Error| failure(&e, &doing);
     let connection = open(path, table.connect_timeout, false)?;
+    described(&connection, table, false)?;
     let fields = query.schema.fields();
     // A name in quotes that is no column would be text to SQLite: the table's name in front rules that out.
     let name = quoted(&table.target.1);

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior, params};
 
 use super::bind::{Unbound, bind};
+use super::columns::described;
 use super::{create_table, failure, insert_statement, is_refusal, open, target};
 use crate::connector::database::column::{Column, supported};
 use crate::connector::database::ledger::{
@@ -189,6 +190,7 @@ fn check(transaction: &Transaction, table: &DatabaseTable) -> Result<()> {
     }
     let create = transaction.execute_batch(&create_table(table));
     create.map_err(|e| failure(&e, &format!("could not make table {}", table.target_name())))?;
+    described(transaction, table, true)?;
     match transaction.prepare(&insert_statement(table)) {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::user(format!("table {} does not fit its declaration", target(table)))

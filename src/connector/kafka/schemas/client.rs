@@ -14,8 +14,9 @@ use reqwest::{Certificate, Client, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::connector::http::{causes, segment};
+use crate::connector::http::segment;
 use crate::connector::{background, redact};
+use crate::error::causes;
 use crate::{Error, Result};
 
 /// Of one answer.

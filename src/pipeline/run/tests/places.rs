@@ -45,7 +45,7 @@ INSERT INTO kafka.lines SELECT k, id FROM HOP(kafka.events, ts, INTERVAL '1 minu
       queries.sql:2:77
        2 | CREATE EXTERNAL TABLE b (k VARCHAR) STORED AS PARQUET LOCATION 'b' OPTIONS ('watermark.dely' '1 second');
          |                                                                             ^^^^^^^^^^^^^^^^
-    hint: did you mean 'watermark.delay'? it has: compression, delivery, max_rows_per_row_group, refresh, role, watermark.column, watermark.delay, watermark.idle, watermark.max_ahead
+    hint: did you mean 'watermark.delay'? it has: compression, delivery, max_bytes, max_rows_per_row_group, refresh, role, s3.access_key_id, s3.allow_http, s3.ca_file, s3.endpoint, s3.region, s3.secret_access_key, s3.session_token, s3.virtual_hosted_style, watermark.column, watermark.delay, watermark.idle, watermark.max_ahead
 
     error: location "mysql://x" of table public.c is not the address of a database
       queries.sql:3:65

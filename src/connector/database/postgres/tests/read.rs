@@ -61,5 +61,5 @@ async fn reading_sends_conditions_and_limits_to_the_server() {
     let context = SessionContext::new();
     context.register_table("t", provider(&wrong).unwrap()).unwrap();
     let error = context.sql("SELECT v FROM t").await.unwrap().collect().await.unwrap_err().to_string();
-    assert!(error.contains("\"v\" is text there and Int64 here"), "{error}");
+    assert!(error.contains("column \"v\" is declared BIGINT and is text there"), "{error}");
 }

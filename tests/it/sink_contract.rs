@@ -27,7 +27,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::harness::setting;
 use interrupt::Interruption;
 use rig::{Batch, Keyed, Newest, Rig, Row, Subject, assert_same, insist, mixed, row};
-use subjects::{Elasticsearch, Kafka, Memory, Outboxed, Parquet, ParquetOnS3, Postgres, Sqlite};
+use subjects::{Delta, Elasticsearch, Kafka, Memory, Outboxed, Parquet, ParquetOnS3, Postgres, Sqlite};
 
 async fn the_same_batch_again_changes_nothing<S: Subject>() {
     let mut rig = Rig::<S>::new();

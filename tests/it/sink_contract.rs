@@ -2,7 +2,7 @@
 //! interrupted in between.
 //!
 //! ```text
-//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet (on disk and S3), Delta,
+//! a clause of the contract × a subject: memory (with transactions and without), SQLite, Parquet and Delta (on disk and S3),
 //!                               PostgreSQL, Kafka (JSON and Avro), Elasticsearch; and most of them once more out of an outbox
 //! ```
 //!
@@ -27,7 +27,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::harness::setting;
 use interrupt::Interruption;
 use rig::{Batch, Keyed, Newest, Rig, Row, Subject, assert_same, insist, mixed, row};
-use subjects::{Delta, Elasticsearch, Kafka, Memory, Outboxed, Parquet, ParquetOnS3, Postgres, Sqlite};
+use subjects::{Delta, DeltaOnS3, Elasticsearch, Kafka, Memory, Outboxed, Parquet, ParquetOnS3, Postgres, Sqlite};
 
 async fn the_same_batch_again_changes_nothing<S: Subject>() {
     let mut rig = Rig::<S>::new();
@@ -340,6 +340,7 @@ contract!(sqlite, Sqlite, [an_older_start_writes_nothing_more keyed_tables_keep_
 contract!(parquet, Parquet, [an_older_start_writes_the_same_files]);
 contract!(parquet_on_s3, ParquetOnS3, [an_older_start_writes_nothing_more], ignore = "needs S3: make test");
 contract!(delta, Delta, [an_older_start_writes_nothing_more]);
+contract!(delta_on_s3, DeltaOnS3, [an_older_start_writes_nothing_more], ignore = "needs S3: make test");
 contract!(
     postgres,
     Postgres,

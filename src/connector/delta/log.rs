@@ -31,8 +31,10 @@ use uuid::Uuid;
 
 use super::options::Maintenance;
 use super::{failed, schema};
+use crate::checkpoint::durable::create_folders;
 use crate::checkpoint::trouble::explained;
 use crate::connector::Identity;
+use crate::connector::background::blocking;
 use crate::connector::parquet::Table;
 use crate::{Error, Result};
 
@@ -90,6 +92,10 @@ pub fn store_of(table: &Table) -> Result<LogStoreRef> {
 
 /// As it is now; `None`: there is no log.
 pub async fn load(table: &Table, store: &LogStoreRef) -> Result<Option<DeltaTableState>> {
+    // To deltalake a missing folder is an error, and a loud one.
+    if table.location.local.as_ref().is_some_and(|folder| !folder.is_dir()) {
+        return Ok(None);
+    }
     let mut loaded = LoadedTable::new(Arc::clone(store));
     match loaded.load().await {
         Ok(()) => {}
@@ -371,6 +377,10 @@ impl Log {
 
 /// The first entry. `false`: somebody else has made the table.
 async fn create(table: &Table, maintenance: &Maintenance, store: &LogStoreRef, writer: &Writer) -> Result<bool> {
+    if let Some(folder) = table.location.local.clone() {
+        let made = blocking(move || Ok(create_folders(&folder))).await?;
+        made.map_err(|e| table.failed("make").cause(e).hint("let the pipeline's user write there"))?;
+    }
     empty(table).await?;
     let (protocol, metadata) = schema::created(table, maintenance)?;
     let metadata = with_property(metadata, &writer.property(), &writer.pipeline.to_string())?;

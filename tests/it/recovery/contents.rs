@@ -16,7 +16,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::project::{DELTA, Project, Servers};
+use super::project::{Project, Servers};
 use crate::harness::delta;
 
 pub fn sorted(rows: impl IntoIterator<Item = String>) -> Vec<String> {
@@ -146,7 +146,7 @@ pub fn of(project: &Project) -> Contents {
         ("db.history", project.rows("SELECT * FROM history")),
         ("late.copies", sqlite(&project.path("late"), "SELECT * FROM copies")),
         ("lake.events", project.lake()),
-        ("lake.merged", delta_rows(&project.path(DELTA), &["id", "share"])),
+        ("lake.merged", project.merged()),
         ("kafka.copies", messages(project, project.topic("COPIES"))),
         ("kafka.dead", messages(project, project.topic("DEAD"))),
         ("es.copies", documents(project, "copies")),

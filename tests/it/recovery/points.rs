@@ -51,7 +51,7 @@ fn and_so_it_does_with_transactions_of_kafka_and_postgresql_and_with_elasticsear
 #[test]
 #[ignore = "needs S3 and the feature failpoints: make test"]
 fn and_so_it_does_with_lake_and_checkpoint_on_s3() {
-    let theirs = ["s3::", "checkpoint::", "parquet::"];
+    let theirs = ["s3::", "checkpoint::", "parquet::", "delta::"];
     compare(On { servers: Servers::Embedded, s3: true }, |point| theirs.iter().any(|theirs| point.starts_with(theirs)));
 }
 
@@ -70,8 +70,7 @@ fn compare(on: On, wanted: impl Fn(&str) -> bool) {
     let seen = ["db.shares", "db.counts", "db.closed", "late.copies", "lake.events", "kafka.copies", "kafka.dead"];
     let more: &[&str] = match on {
         On { servers: Servers::Real, .. } => &["es.copies", "es.counts"],
-        On { s3: false, .. } => &["lake.merged"],
-        On { s3: true, .. } => &[],
+        On { servers: Servers::Embedded, .. } => &["lake.merged"],
     };
     let history = &expected["db.history"];
     assert!(

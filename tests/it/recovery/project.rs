@@ -29,7 +29,7 @@ use crate::harness::{Elasticsearch, Program, S3, create_topics, psql};
 pub const PARTITIONS: i32 = 4;
 
 /// Where a project's Delta table is, if it has one.
-pub const DELTA: &str = "delta/merged";
+const DELTA: &str = "delta/merged";
 
 /// Of one partition in one [`Project::feed`].
 const EVENTS: i64 = 12;
@@ -210,7 +210,7 @@ impl Project {
     /// With lake and checkpoint on S3.
     pub fn on_s3(mut self) -> Self {
         let s3 = S3::of_environment();
-        for (variable, of) in [("LAKE", "lake"), ("CHECKPOINT_BASE", "checkpoint")] {
+        for (variable, of) in [("LAKE", "lake"), ("DELTA", DELTA), ("CHECKPOINT_BASE", "checkpoint")] {
             self.environment.insert(variable, s3.url(&format!("{}/{of}", self.name)));
         }
         self.s3 = Some(s3);
@@ -315,11 +315,19 @@ impl Project {
     }
 
     pub fn lake(&self) -> Vec<String> {
-        let folder = match &self.s3 {
-            Some(s3) => s3.folder(&format!("{}/lake", self.name)),
-            None => self.path("lake"),
-        };
-        contents::parquet(&folder, &["id", "share"])
+        contents::parquet(&self.stored("lake"), &["id", "share"])
+    }
+
+    pub fn merged(&self) -> Vec<String> {
+        contents::delta_rows(&self.stored(DELTA), &["id", "share"])
+    }
+
+    /// The folder of what is on disk or on S3.
+    fn stored(&self, path: &str) -> PathBuf {
+        match &self.s3 {
+            Some(s3) => s3.folder(&format!("{}/{path}", self.name)),
+            None => self.path(path),
+        }
     }
 }
 

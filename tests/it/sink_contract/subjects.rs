@@ -23,7 +23,7 @@ mod elasticsearch;
 mod kafka;
 mod outboxed;
 
-pub use delta::Delta;
+pub use delta::{Delta, DeltaOnS3};
 pub use elasticsearch::Elasticsearch;
 pub use kafka::Kafka;
 pub use outboxed::Outboxed;

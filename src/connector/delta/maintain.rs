@@ -1,4 +1,4 @@
-//! What keeps a table small, in the background: a thread of its own with a runtime of its own, so that no batch waits for it.
+//! What keeps a table small, in the background: on threads of its own, so that no batch waits for it.
 //!
 //! ```text
 //! each optimize.interval, for each table:
@@ -9,7 +9,7 @@
 //!
 //! Each step is whole or not at all for readers, and is done again if it was cut off: a merged file counts when its entry
 //! does; a file is deleted only when no entry that a reader may still hold counts it. Trouble is told, and the table's turn comes
-//! again. A newer start ends the thread.
+//! again. A newer start ends it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,18 +20,17 @@ use deltalake_core::protocol::checkpoints::{cleanup_expired_logs_for, create_che
 use deltalake_core::table::state::DeltaTableState;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 use super::log::{self, Log, now_ms};
 use super::{DeltaTable, epoch_of, failed, merge};
 use crate::checkpoint::durable::Durable;
 use crate::checkpoint::trouble::explained;
-use crate::connector::background::blocking;
+use crate::connector::background::{self, blocking};
 use crate::point::point;
 use crate::{Error, Result};
 
-/// The thread; it ends when this is dropped, after the step it is at.
+/// The work in the background; it ends when this is dropped, after the step it is at.
 #[derive(Debug)]
 pub struct Keeper {
     stop: CancellationToken,
@@ -47,18 +46,14 @@ impl Keeper {
     /// Of tables that were just opened.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// There are no threads to be had.
     pub fn start(tables: Vec<(DeltaTable, Log)>) -> Result<Self> {
         let stop = CancellationToken::new();
         let tables: Vec<_> = tables.into_iter().filter(|(delta, _)| delta.maintenance.on).collect();
         if tables.is_empty() {
             return Ok(Self { stop });
         }
-        let failed = |e| Error::external("could not start the thread that looks after Delta tables").cause(e);
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let stopped = stop.clone();
-        let work = move || runtime.block_on(keep(tables, stopped));
-        std::thread::Builder::new().name("delta-keeper".into()).spawn(work).map_err(failed)?;
+        background::spawn(keep(tables, stop.clone()))?;
         Ok(Self { stop })
     }
 }

@@ -23,6 +23,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,7 @@ use super::options::Maintenance;
 use super::sink::merged_name;
 use super::{DeltaTable, schema, stats};
 use crate::checkpoint::trouble::explained;
+use crate::connector::background::blocking;
 use crate::connector::parquet::sink::writer_options;
 use crate::connector::parquet::{FileFormat, Table};
 use crate::point::point;
@@ -193,44 +195,60 @@ async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files
 
 /// The rows of the files, one after the other.
 async fn read_as_one(
-    table: &Table,
+    table: &Arc<Table>,
     store: &Arc<dyn ObjectStore>,
     columns: &Arc<Schema>,
     files: &[File],
 ) -> Result<(Bytes, ParquetMetaData)> {
-    let mut merged: Option<ArrowWriter<Vec<u8>>> = None;
-    let encode = |e: parquet::errors::ParquetError| table.failed("merge files of").cause(e);
+    let mut merged = Merged { table: Arc::clone(table), columns: Arc::clone(columns), writer: None };
     for file in files {
         let path = file.view.object_store_path();
-        let failed = |e: parquet::errors::ParquetError| {
-            // Of a file that is damaged it is told at each turn.
-            let place = format!("file {path} of table {}", table.definition.name);
-            table.failed("merge files of").at(place).cause(e).retryable()
-        };
         // Whole: it is less than half of what a merged file may be, which is made in memory too.
         let bytes = async { store.get(&path).await?.bytes().await }.await;
         let bytes = bytes.map_err(|e| explained(table.failed("merge files of"), &e))?;
-        let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(failed)?.with_batch_size(ROWS);
-        for rows in rows.build().map_err(failed)? {
-            let rows = rows.map_err(|e| failed(e.into()))?;
-            let rows = as_columns(&rows, columns)?;
-            if merged.is_none() {
-                merged = Some(writer(table.format, &rows).map_err(encode)?);
-            }
-            if let Some(writer) = &mut merged {
-                writer.write(&rows).map_err(encode)?;
-            }
-        }
+        merged = blocking(move || merged.with(bytes, &path)).await?;
     }
-    let Some(mut writer) = merged else {
-        return Err(table.failed("merge files of").cause("they have no rows"));
-    };
-    let metadata = writer.finish().map_err(encode)?;
-    let bytes = std::mem::take(writer.inner_mut());
-    Ok((bytes.into(), metadata))
+    blocking(move || merged.finish()).await
 }
 
-fn writer(format: FileFormat, rows: &RecordBatch) -> parquet::errors::Result<ArrowWriter<Vec<u8>>> {
+/// A file in the making, in memory.
+struct Merged {
+    table: Arc<Table>,
+    columns: Arc<Schema>,
+    writer: Option<ArrowWriter<Vec<u8>>>,
+}
+
+impl Merged {
+    fn with(mut self, file: Bytes, path: &Path) -> Result<Self> {
+        let failed = |e: ParquetError| {
+            // Of a file that is damaged it is told at each turn.
+            let place = format!("file {path} of table {}", self.table.definition.name);
+            self.table.failed("merge files of").at(place).cause(e).retryable()
+        };
+        let rows = ParquetRecordBatchReaderBuilder::try_new(file).map_err(failed)?.with_batch_size(ROWS);
+        for rows in rows.build().map_err(failed)? {
+            let rows = as_columns(&rows.map_err(|e| failed(e.into()))?, &self.columns)?;
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                none => none.insert(writer(self.table.format, &rows).map_err(failed)?),
+            };
+            writer.write(&rows).map_err(failed)?;
+        }
+        Ok(self)
+    }
+
+    fn finish(self) -> Result<(Bytes, ParquetMetaData)> {
+        let failed = self.table.failed("merge files of");
+        let Some(mut writer) = self.writer else {
+            return Err(failed.cause("they have no rows"));
+        };
+        let metadata = writer.finish().map_err(|e| failed.cause(e))?;
+        let bytes = std::mem::take(writer.inner_mut());
+        Ok((bytes.into(), metadata))
+    }
+}
+
+fn writer(format: FileFormat, rows: &RecordBatch) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
     let options = writer_options(format, std::slice::from_ref(rows))?;
     ArrowWriter::try_new_with_options(Vec::new(), rows.schema(), options)
 }

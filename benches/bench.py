@@ -52,7 +52,7 @@ def main(which):
                 file.write(text + "\n")
     report.table(lines)
     report.targets(lines)
-    report.outboxes(lines)
+    report.variants(lines)
     report.ratios(lines)
     say(f"\n{len(lines)} lines added to {results}")
     return 1 if failures else 0

@@ -22,14 +22,14 @@ FLOORS = {
 }
 
 
-def throughput(keep=(), tumble=False, floor=None, more=None, outbox=False, accepted=(0,)):
+def throughput(keep=(), tumble=False, floor=None, more=None, variant=None, accepted=(0,)):
     """All events of the topic, as fast as they can be had, then every window closed. `more`: another folder of statements;
-    `outbox`: user_events is delivered out of one."""
+    `variant`: see project.VARIANTS."""
 
     def case(bench):
         with bench.trial("run") as trial:
             folders = [PROJECTS / folder for folder in (floor, more) if folder]
-            queries = project.build(trial.folder / "queries", keep, tumble, folders, outbox)
+            queries = project.build(trial.folder / "queries", keep, tumble, folders, variant)
             run = start(bench, trial, queries, bench.topic, "--until-caught-up", "--close-windows", accepted=accepted)
             figures = run.finish()
             figures.update(batches(run, bench.expected["events"]))
@@ -178,12 +178,15 @@ CASES = {
     "raw": throughput(RAW),
     # Every valid event is handed over too, to a sink that is dead: status 2 says that it waits. Beside `raw`.
     "raw-outbox": throughput(RAW, more="outbox", accepted=(2,)),
+    # The same into a Delta table, whose files are merged meanwhile. Beside `raw`.
+    "raw-delta": throughput(RAW, variant="delta"),
     "windows": throughput(WINDOWS, tumble=True),
     "windows-hop": throughput(WINDOWS),
     "whole-tumble": throughput(project.ALL, tumble=True),
     "whole": throughput(project.ALL),
     # The same rows, those of user_events through the checkpoint. Beside `whole`.
-    "whole-outbox": throughput(project.ALL, outbox=True),
+    "whole-outbox": throughput(project.ALL, variant="outbox"),
+    "whole-delta": throughput(project.ALL, variant="delta"),
     "latency-1s": latency("1s"),
     "latency-100ms": latency("100ms"),
     "small": small,

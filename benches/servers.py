@@ -2,8 +2,10 @@
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = os.environ.get("POUNDLOCK_PYTHON", str(Path.home() / ".cache/poundlock/venv/bin/python"))
 PARTITIONS = 4
 USERS = 1_000
 
@@ -69,13 +71,19 @@ class Servers:
 
     def duckdb(self, query):
         """The one value of a query: Parquet is read by something other than the engine."""
-        python = os.environ.get("POUNDLOCK_PYTHON", str(Path.home() / ".cache/poundlock/venv/bin/python"))
         # On stdin: the names of a thousand files are longer than an argument may be.
-        return self.run(python, "-c", "import duckdb, sys; print(duckdb.execute(sys.stdin.read()).fetchone()[0])", input=query)[0]
+        return self.run(PYTHON, "-c", "import duckdb, sys; print(duckdb.execute(sys.stdin.read()).fetchone()[0])", input=query)[0]
 
-    def count_parquet(self, folder):
-        """Rows of all files below a folder. Flink's have no suffix; what begins with a dot or underscore is none yet."""
-        return self.count_rows(file for file in Path(folder).rglob("*") if file.is_file() and file.name[0] not in "._")
+    def count_lake(self, folder):
+        """Rows of all files below a folder; of a Delta table, of those that count by its log. Flink's have no suffix; what begins with a
+        dot or underscore is none yet."""
+        files = [file for file in Path(folder).rglob("*") if file.is_file() and file.name[0] not in "._"]
+        for log in Path(folder).rglob("_delta_log"):
+            uris = "import deltalake, sys; print(*deltalake.DeltaTable(sys.argv[1]).file_uris(), sep='\\n')"
+            out, _ = self.run(PYTHON, "-c", uris, log.parent)
+            files = [file for file in files if log.parent not in file.parents]
+            files += [unquote(uri).removeprefix("file://") for uri in out.split("\n") if uri]
+        return self.count_rows(files)
 
     def count_rows(self, files):
         files = [str(file) for file in files]

@@ -86,7 +86,7 @@ class Trial:
 
     def check_open(self, events, valid):
         """Every output of the shipped project while windows are open."""
-        self.check("rows in the lake", self.bench.servers.count_parquet(self.lake), valid)
+        self.check("rows in the lake", self.bench.servers.count_lake(self.lake), valid)
         self.check_sinks(events, valid)
 
     def check_sinks(self, events, valid):
@@ -104,7 +104,7 @@ class Trial:
         servers, windows = self.bench.servers, (expected["5s"], expected[long_window])
         total = {field: sum(window[field] for window in windows) for field in windows[0]}
         if "lake.user_events" in keep:
-            self.check("rows in the lake", servers.count_parquet(self.lake), expected["valid"], slack)
+            self.check("rows in the lake", servers.count_lake(self.lake), expected["valid"], slack)
         if "kafka.dead_letter_topic" in keep:
             self.check("dead letters", servers.count_topic(self.dead_letters), expected["invalid"])
         if "db.user_events" in keep:

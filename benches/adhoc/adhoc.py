@@ -100,7 +100,7 @@ def filled(bench, rows):
     # No limits of a batch but those that are shipped.
     run = start(bench, trial, project.build(trial.folder / "queries", RAW), topic, "--until-caught-up")
     run.finish()
-    trial.check("rows in the lake", bench.servers.count_parquet(trial.lake), rows - bench.servers.count_topic(trial.dead_letters))
+    trial.check("rows in the lake", bench.servers.count_lake(trial.lake), rows - bench.servers.count_topic(trial.dead_letters))
     done.touch()
     return trial
 

@@ -85,9 +85,9 @@ def measure(bench, point, events):
             figures.update(batches(run, events))
             bad = bad_count(events, point.bad)
             trial.check("records of all batches", figures["events"], events)
-            trial.check("rows in the lake", bench.servers.count_parquet(trial.lake / "user_events"), events - bad)
+            trial.check("rows in the lake", bench.servers.count_lake(trial.lake / "user_events"), events - bad)
             trial.check("dead letters", bench.servers.count_topic(trial.dead_letters), bad)
-            shares = sum(bench.servers.count_parquet(folder) for folder in trial.lake.glob("share_*"))
+            shares = sum(bench.servers.count_lake(folder) for folder in trial.lake.glob("share_*"))
             if point.dimension:
                 joined = bench.servers.duckdb(f"SELECT sum(events) FROM read_parquet('{trial.lake}/by_region/*.parquet')")
                 trial.check("events joined", int(joined), events - bad)
@@ -120,7 +120,7 @@ def live(bench, trial, queries, topic, point, events, flags):
     # Windows are still open: which rows have left, the clock decides.
     good = valid(events)
     trial.check("records of all batches", figures["events"], events)
-    trial.check("rows in the lake", bench.servers.count_parquet(trial.lake / "user_events"), good)
+    trial.check("rows in the lake", bench.servers.count_lake(trial.lake / "user_events"), good)
     trial.check("dead letters", bench.servers.count_topic(trial.dead_letters), events - good)
     committed = lines(run.said, "committed")
     warm = len(committed) // 4

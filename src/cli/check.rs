@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
 use super::flags::SettingFlags;
 use super::load::load;
-use super::output::{Out, print_error};
+use super::output::{Out, ReportFormat, print_error};
 use crate::connector::{self, Delivery, Sink, TableDefinition, delivery, redact};
 use crate::sql::Program;
 use crate::sql::program::{ReadBackSpec, SourceSpec, WatermarkSpec};
@@ -30,19 +30,11 @@ pub struct CheckArgs {
     #[arg(default_value = "queries")]
     pub queries: PathBuf,
 
-    #[arg(long, value_enum, default_value_t = CheckFormat::Text)]
-    pub format: CheckFormat,
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
 
     #[command(flatten)]
     pub settings: SettingFlags,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CheckFormat {
-    /// For people.
-    Text,
-    /// One object.
-    Json,
 }
 
 /// Prints the errors of the files itself: they are the answer, not a failure.
@@ -59,8 +51,8 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     let text = match args.format {
-        CheckFormat::Text => report.text(),
-        CheckFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+        ReportFormat::Text => report.text(),
+        ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     Out::stdout().write_all(text.as_bytes()).context("could not write to stdout")?;
     Ok(ExitCode::SUCCESS)

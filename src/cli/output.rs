@@ -7,6 +7,15 @@ use std::io::{self, ErrorKind, Write};
 
 use super::colour;
 
+/// How a verb that reports tells what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Text,
+    /// One object.
+    Json,
+}
+
 /// A writer that takes a closed pipe for the end, not for an error.
 #[derive(Debug)]
 pub struct Out<W: Write> {

@@ -32,7 +32,7 @@ use crate::{Error, Result};
 pub const TEMPLATES: &str = "elasticsearch";
 
 /// What a shell says of a program that Ctrl-C has ended.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Run the pipeline of a folder of .sql files
 #[derive(Debug, Clone, Args)]

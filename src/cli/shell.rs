@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::environment::Environment;
 use super::flags::SettingFlags;
 use super::output::Out;
+use super::run::INTERRUPTED;
 use super::sql::catalog::Catalog;
 use super::sql::execute::{Settings, execute};
 use super::sql::output::Format;
-use super::sql::prompt::repl;
+use super::sql::prompt::{command, is_command, repl};
 use crate::{Error, Result};
 
 /// A script is read whole before any of it runs.
@@ -26,7 +28,8 @@ pub struct SqlArgs {
     #[arg(default_value = "queries")]
     pub queries: PathBuf,
 
-    /// Run these statements and stop; without -c and -f there is a prompt
+    /// Run these statements, or one command of the prompt ('\\d' lists the tables), and stop; without -c and -f there is a
+    /// prompt
     #[arg(short, long, value_name = "SQL")]
     pub command: Vec<String>,
 
@@ -63,9 +66,20 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         None => vec![("stdin".into(), read(std::io::stdin(), "stdin")?)],
     };
     let prompt = scripts.is_empty();
-    // The prompt blocks this thread, which is none of the runtime's.
-    work(&args, &scripts, prompt).await?;
-    Ok(ExitCode::SUCCESS)
+    if prompt {
+        // It blocks this thread, which is none of the runtime's.
+        work(&args, &scripts, prompt).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let failed = |e| Error::external("could not listen for signals").cause(e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    // A statement that is dropped takes back what it has not finished.
+    tokio::select! {
+        done = work(&args, &scripts, prompt) => done.map(|()| ExitCode::SUCCESS),
+        _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+    }
 }
 
 async fn work(args: &SqlArgs, scripts: &[(String, String)], prompt: bool) -> Result<()> {
@@ -74,13 +88,18 @@ async fn work(args: &SqlArgs, scripts: &[(String, String)], prompt: bool) -> Res
         tracing::warn!("left out of the catalog: {error}");
     }
     let timing = args.timing || prompt;
-    let settings = Settings { format: args.format, rows_max: args.max_rows, allow_writes: args.allow_writes, timing };
+    let mut settings =
+        Settings { format: args.format, rows_max: args.max_rows, allow_writes: args.allow_writes, timing };
     if prompt {
         return repl(&catalog.context, settings, history().as_deref()).await;
     }
     let mut out = Out::stdout();
     for (name, sql) in scripts {
-        if execute(&catalog.context, name, sql, settings, &mut out).await? {
+        let closed = match is_command(sql) {
+            true => command(&catalog.context, sql, &mut settings, &mut out).await?,
+            false => execute(&catalog.context, name, sql, settings, &mut out).await?,
+        };
+        if closed {
             break;
         }
     }

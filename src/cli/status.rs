@@ -10,10 +10,9 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::check::CheckFormat;
 use super::environment::environment;
 use super::flags::SettingFlags;
-use super::output::Out;
+use super::output::{Out, ReportFormat};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::status::{Circuit, OutboxStatus};
 use crate::connector::Delivery;
@@ -37,8 +36,8 @@ pub struct StatusArgs {
     #[arg(default_value = "queries")]
     pub queries: PathBuf,
 
-    #[arg(long, value_enum, default_value_t = CheckFormat::Text)]
-    pub format: CheckFormat,
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
 
     #[command(flatten)]
     pub settings: SettingFlags,
@@ -50,8 +49,8 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let settings = settings(&args.queries, &args.settings)?;
     let report = Report::of(&settings.checkpoint, settings.name()?).await?;
     let text = match args.format {
-        CheckFormat::Text => report.text(),
-        CheckFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+        ReportFormat::Text => report.text(),
+        ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     Out::stdout().write_all(text.as_bytes()).context("could not write to stdout")?;
     Ok(ExitCode::SUCCESS)

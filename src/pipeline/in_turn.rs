@@ -9,20 +9,16 @@
 //! batches were cut changes nothing. The rows that are added are gone when the batch is over; the next batch that reads
 //! the table reads what is stored there by then.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::compute::{filter_record_batch, is_not_null};
-use arrow::datatypes::SchemaRef;
-use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
 
+use super::merged::Merged;
 use super::refused::Failure;
 use super::rows::Digests;
 use super::run::{Batch, Runner, bounds};
-use crate::Error;
-use crate::connector::{TableDefinition, is_keyed};
 use crate::sql::program::Turn;
 use crate::sql::windowed::{Rows, View};
 use crate::state::Delta;
@@ -82,6 +78,7 @@ impl Runner {
         for number in numbers() {
             rows.entry(number).or_default();
         }
+        let mut merged = BTreeMap::new();
         let closing =
             views.iter().flat_map(|(view, _)| self.stores()[view.store].closed(view.size, &deltas[view.store], bounds));
         for window in closing.collect::<BTreeSet<i64>>() {
@@ -92,64 +89,38 @@ impl Runner {
             }
             let mut written = vec![];
             for number in numbers() {
-                let found = self.insert_rows(number, batch, shared, digests).rows(self.single()).await;
+                let query = self.insert_rows(number, batch, shared, digests);
+                let found = query.rows(self.single()).await.and_then(|found| query.in_order(found));
                 let found = found.map_err(|error| self.failure_of_insert(error, number))?;
                 rows.entry(number).or_default().extend(found.iter().cloned());
                 written.push((number, found));
             }
             for (number, found) in written {
-                self.add(&program.inserts[number].table, found).map_err(|e| self.failure_of_insert(e, number))?;
+                let added = self.add(number, found, &mut merged);
+                added.map_err(|error| self.failure_of_insert(DataFusionError::External(Box::new(error)), number))?;
             }
         }
         Ok(())
     }
 
-    /// Adds rows to those of their table that are read back, as its sink will.
-    fn add(&self, table: &TableDefinition, rows: Vec<RecordBatch>) -> Result<(), DataFusionError> {
+    /// Adds the rows of an INSERT to those of its table that are read back, as the sink will. `merged`: by table.
+    fn add(&self, number: usize, rows: Vec<RecordBatch>, merged: &mut BTreeMap<String, Merged>) -> crate::Result<()> {
+        let table = &self.program().inserts[number].table;
         let Some(spec) = self.program().read_back.iter().find(|spec| spec.table.name == table.name) else {
             return Ok(());
         };
-        let external = |error: Error| DataFusionError::External(Box::new(error));
-        let merged = merge(&spec.pinned.pinned(), rows, &spec.pinned.rows_schema(), &spec.table).map_err(external)?;
-        spec.pinned.pin(merged);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut known = match merged.remove(&table.name) {
+            Some(known) => known,
+            None => Merged::of(&spec.pinned.pinned(), spec.pinned.rows_schema(), &spec.table)?,
+        };
+        for batch in rows {
+            known.add(&batch)?;
+        }
+        spec.pinned.pin(known.rows()?);
+        merged.insert(table.name.clone(), known);
         Ok(())
     }
-}
-
-/// Without the rows that have a NULL where the table has none: the database will refuse them.
-fn storable(batch: &RecordBatch, schema: &SchemaRef) -> crate::Result<RecordBatch> {
-    let mut kept = batch.clone();
-    for (place, _) in schema.fields().iter().enumerate().filter(|(_, field)| !field.is_nullable()) {
-        kept = filter_record_batch(&kept, &is_not_null(kept.column(place))?)?;
-    }
-    Ok(RecordBatch::try_new(Arc::clone(schema), kept.columns().to_vec())?)
-}
-
-/// Rows of a table with others that are written to it: of two with one key, one stays.
-fn merge(
-    known: &[RecordBatch],
-    new: Vec<RecordBatch>,
-    schema: &SchemaRef,
-    table: &Arc<TableDefinition>,
-) -> crate::Result<Vec<RecordBatch>> {
-    let new = new.iter().map(|batch| storable(batch, schema)).collect::<crate::Result<Vec<_>>>()?;
-    let places = table.primary_key.iter().map(|column| schema.index_of(column)).collect::<Result<Vec<usize>, _>>()?;
-    let fields = places.iter().map(|place| SortField::new(schema.field(*place).data_type().clone())).collect();
-    let converter = RowConverter::new(fields)?;
-    let keys = |batch: &RecordBatch| -> crate::Result<Vec<OwnedRow>> {
-        let columns: Vec<_> = places.iter().map(|place| Arc::clone(batch.column(*place))).collect();
-        Ok(converter.convert_columns(&columns)?.iter().map(|row| row.owned()).collect())
-    };
-    let replaces = is_keyed(table);
-    let (stay, yield_) = if replaces { (&new[..], known) } else { (known, &new[..]) };
-    let mut taken = HashSet::new();
-    for batch in stay {
-        taken.extend(keys(batch)?);
-    }
-    let mut merged = stay.to_vec();
-    for batch in yield_ {
-        let free: BooleanArray = keys(batch)?.iter().map(|key| Some(!taken.contains(key))).collect();
-        merged.push(filter_record_batch(batch, &free)?);
-    }
-    Ok(merged)
 }

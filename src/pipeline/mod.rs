@@ -17,6 +17,8 @@ pub mod run;
 
 mod in_turn;
 
+mod merged;
+
 mod refused;
 
 pub mod dead_letters;

@@ -365,12 +365,18 @@ impl InsertQuery {
         Ok(filled.map(recast).collect::<std::result::Result<Vec<_>, _>>()?)
     }
 
+    /// Rows in the order in which a sink gets them.
+    pub fn in_order(&self, batches: Vec<RecordBatch>) -> datafusion::error::Result<Vec<RecordBatch>> {
+        if !self.sorted {
+            return Ok(batches);
+        }
+        rows::sort(batches).map_err(|error| DataFusionError::External(Box::new(error)))
+    }
+
     /// All rows of a batch in their order, and their hash.
     pub fn number(&self, mut batches: Vec<RecordBatch>) -> datafusion::error::Result<(Vec<RecordBatch>, String)> {
+        batches = self.in_order(batches)?;
         let external = |e: Error| DataFusionError::External(Box::new(e));
-        if self.sorted {
-            batches = rows::sort(batches).map_err(external)?;
-        }
         let hash = self.digests.hash(&batches).map_err(external)?;
         Ok((batches, hash))
     }

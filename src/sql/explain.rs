@@ -10,7 +10,9 @@
 use datafusion::common::{Diagnostic, SchemaError, Span};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
+use sqlparser::keywords::Keyword;
 use sqlparser::parser::ParserError;
+use sqlparser::tokenizer::Token;
 
 use super::place::Place;
 use super::text::Files;
@@ -121,7 +123,10 @@ fn explain_one(files: &Files, error: &DataFusionError, fallback: &Place, state: 
     let place = place.or_else(|| files.place_of_token(position?));
     let (message, rest) = first_sentence(&polish(&message));
     let place = place.or_else(|| place_of_quoted(files, fallback, &message)).unwrap_or(*fallback);
-    let hint = hint.or(rest).map(|hint| files.hide(&cut(&lower(hint.trim_end_matches('.')))));
+    let hint = hint
+        .or(rest)
+        .or_else(|| hint_of_text(files, &place, fallback, &message))
+        .map(|hint| files.hide(&cut(&lower(hint.trim_end_matches('.')))));
     let found = match error.find_root() {
         DataFusionError::Internal(_) => Error::internal(files.hide(&message)).snippet(files.snippet(&place)),
         _ => files.error_at(&place, &message),
@@ -184,6 +189,10 @@ const TABLE_FUNCTIONS: [&str; 5] = ["TUMBLE", "HOP", "LATE", "UNNEST", "GENERATE
 fn reworded(text: &str) -> String {
     if let Some(name) = text.strip_prefix("Unsupported SQL type ") {
         let word = name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        if word.eq_ignore_ascii_case("KEY") {
+            // A misspelled PRIMARY is taken for the name of a column.
+            return format!("type '{word}' is not supported. Did you mean PRIMARY KEY (…)?");
+        }
         let meant = nearest(word, types::NAMES.iter().copied()).map(|near| format!("Did you mean {near}? "));
         let (meant, known) = (meant.unwrap_or_default(), types::NAMES.join(", "));
         return match word {
@@ -205,12 +214,51 @@ fn reworded(text: &str) -> String {
             return format!("columns {one} and {two} of the SELECT have the same name, '{name}'. {NAME_APART}");
         }
     }
+    const COPY_FORMATS: &str = "End it with .parquet, .csv or .json, or add STORED AS PARQUET, CSV or JSON";
+    if text.starts_with("Format not explicitly set and unable to get file extension") {
+        return format!("the target of COPY has no suffix that says its format. {COPY_FORMATS}");
+    }
+    if let Some(suffix) = text.strip_prefix("There is no registered file format with ext ") {
+        return format!("the target of COPY has the suffix .{suffix}, which says no format. {COPY_FORMATS}");
+    }
+    if let Some(name) = quoted(text, "The window ", " is not defined") {
+        return format!("window '{name}' is not defined");
+    }
     if let Some(name) = quoted(text, "able function '", "' not found")
         && let Some(near) = nearest(name, TABLE_FUNCTIONS)
     {
         return format!("{text}. Did you mean {near}?");
     }
     text.to_string()
+}
+
+/// What the statement itself tells of a name that is not found.
+fn hint_of_text(files: &Files, place: &Place, statement: &Place, message: &str) -> Option<String> {
+    let tokens = files.tokens(statement);
+    if let Some(name) = quoted(message, "window '", "' is not defined") {
+        // Behind WINDOW, and between commas: name AS ( … ).
+        let named =
+            tokens.windows(3).filter_map(|three| match [&three[0].0.token, &three[1].0.token, &three[2].0.token] {
+                [Token::Word(name), Token::Word(word), Token::LParen] if word.keyword == Keyword::AS => {
+                    Some(name.value.as_str())
+                }
+                _ => None,
+            });
+        let meant = nearest(name, named).map(|near| format!("did you mean {near}?"));
+        let define =
+            || format!("define it behind FROM and WHERE: WINDOW {name} AS (PARTITION BY …); or write OVER (…)");
+        return Some(meant.unwrap_or_else(define));
+    }
+    let name = quoted(message, "column '", "' not found")?;
+    let at = tokens.iter().position(|(_, range)| files.place(place.file, range.clone()) == *place)?;
+    let before = |back: usize| at.checked_sub(back).map(|at| &tokens[at].0.token);
+    let is = |back: usize, keyword: Keyword| matches!(before(back), Some(Token::Word(word)) if word.keyword == keyword);
+    let compared = match before(1) {
+        Some(Token::Eq | Token::Neq | Token::Lt | Token::LtEq | Token::Gt | Token::GtEq) => true,
+        Some(Token::LParen) => is(2, Keyword::IN),
+        _ => is(1, Keyword::LIKE) || is(1, Keyword::ILIKE),
+    };
+    compared.then(|| format!("if it is a text, write it in single quotes: '{name}'"))
 }
 
 fn first_number(text: &str) -> Option<usize> {

@@ -19,7 +19,7 @@ use crate::Error;
 const KEYWORDS: &str = "SELECT FROM WHERE GROUP ORDER BY HAVING LIMIT OFFSET DISTINCT JOIN INNER LEFT RIGHT FULL OUTER \
     CROSS ON USING UNION EXCEPT INTERSECT INSERT INTO CREATE VIEW TABLE EXTERNAL UNBOUNDED SCHEMA STORED AS LOCATION \
     OPTIONS PARTITIONED PARTITION PRIMARY KEY VALUES INTERVAL BETWEEN LIKE ILIKE CASE WHEN THEN ELSE END EXISTS OVER \
-    WINDOW WITH FILTER QUALIFY NULL AND OR NOT IN IS ASC DESC SET LATERAL";
+    WINDOW WITH FILTER QUALIFY NULL AND OR NOT IN IS ASC DESC SET LATERAL CAST TRY_CAST EXTRACT";
 
 /// Words that a statement begins with.
 const BEGINNINGS: [&str; 3] = ["CREATE", "INSERT", "SET"];
@@ -113,10 +113,12 @@ fn stopped_at(tokens: &[TokenWithSpan], error: &DataFusionError) -> usize {
 }
 
 /// A word that is nearly a keyword: where the parser stopped, or just before, where it took it for an alias, or just
-/// behind, as in GROUP BU.
+/// behind, as in GROUP BU; before the parenthesis that is open there, as in TRYCAST(a AS INT); or behind the kind of a join,
+/// of which the parser tells no place.
 fn keyword(tokens: &[TokenWithSpan], at: usize) -> Option<Keyword> {
     let mut further = None;
-    for place in [Some(at), at.checked_sub(1), Some(at + 1)].into_iter().flatten() {
+    let near = [Some(at), at.checked_sub(1), Some(at + 1), before_parenthesis(&tokens[..at])];
+    for place in near.into_iter().flatten().chain(behind_kinds_of_joins(tokens)) {
         let Some(Token::Word(word)) = tokens.get(place).map(|token| &token.token) else { continue };
         if word.quote_style.is_some() {
             continue;
@@ -134,6 +136,34 @@ fn keyword(tokens: &[TokenWithSpan], at: usize) -> Option<Keyword> {
         }
     }
     further
+}
+
+/// Words of a join that another one follows.
+const KINDS_OF_JOINS: [&str; 7] = ["LEFT", "RIGHT", "FULL", "INNER", "CROSS", "OUTER", "NATURAL"];
+
+/// At most so many joins are looked at.
+const JOINS_MAX: usize = 20;
+
+fn behind_kinds_of_joins(tokens: &[TokenWithSpan]) -> impl Iterator<Item = usize> {
+    let is_kind = |token: &TokenWithSpan| match &token.token {
+        Token::Word(word) => KINDS_OF_JOINS.iter().any(|kind| word.value.eq_ignore_ascii_case(kind)),
+        _ => false,
+    };
+    tokens.iter().enumerate().filter(move |(_, token)| is_kind(token)).map(|(at, _)| at + 1).take(JOINS_MAX)
+}
+
+/// The word before the innermost parenthesis that is open at the end of the tokens.
+fn before_parenthesis(tokens: &[TokenWithSpan]) -> Option<usize> {
+    let mut closed = 0;
+    for (at, token) in tokens.iter().enumerate().rev() {
+        match token.token {
+            Token::RParen => closed += 1,
+            Token::LParen if closed == 0 => return at.checked_sub(1),
+            Token::LParen => closed -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Nearest first; not the word itself.
@@ -249,6 +279,11 @@ mod tests {
             ("CREATE EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATON 'x'", "LOCATION"),
             ("CREATE EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION 'x' OPTION ('a' 'b')", "OPTIONS"),
             ("CREATE EXTERNAL TABLE t (a INT) STORED AS CSV LOCATION 'x' PARTITION BY (a)", "PARTITIONED"),
+            ("CREATE VIEW v AS SELECT a FROM t LEFT JION s ON t.a = s.a", "JOIN"),
+            ("CREATE VIEW v AS SELECT a FROM t JOIN s USING (a) LEFT OUTR JOIN u USING (a)", "OUTER"),
+            ("CREATE EXTERNAL TABLE t (a INT PRIMRY KEY) STORED AS CSV LOCATION 'x'", "PRIMARY"),
+            ("CREATE VIEW v AS SELECT TRYCAST(a AS INT) FROM t", "TRY_CAST"),
+            ("CREATE VIEW v AS SELECT b, CSAT(coalesce(a, 1) AS INT) FROM t", "CAST"),
             // The second mistake is behind the first one.
             ("CREATE VIEW v AS SELCT a FROM t WHRE a = 1", "SELECT"),
         ] {

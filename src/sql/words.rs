@@ -35,6 +35,14 @@ pub fn place_of_quoted(files: &Files, statement: &Place, message: &str) -> Optio
     })
 }
 
+/// The place of the first literal of this text in the statement.
+pub fn place_of_literal(files: &Files, statement: &Place, literal: &str) -> Option<Place> {
+    let tokens = files.tokens(statement);
+    let is_literal = |token: &TokenWithSpan| matches!(&token.token, Token::SingleQuotedString(text) if text == literal);
+    let at = tokens.iter().position(|(token, _)| is_literal(token))?;
+    place(files, statement.file, tokens, at..at + 1)
+}
+
 /// What stands between single or double quotes.
 fn quoted(message: &str) -> impl Iterator<Item = &str> {
     ['\'', '"'].into_iter().flat_map(|quote| message.split(quote).skip(1).step_by(2)).filter(|text| !text.is_empty())

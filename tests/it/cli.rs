@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -181,6 +182,39 @@ fn sql_answers_in_three_formats() {
     let (_, out, err) = run(folder.path(), &["sql", "-f", "q.sql", "--format", "csv", "--timing"]);
     assert_eq!(out, "page,visits\ncart,1\nhome,2\nb\n2\n");
     assert_eq!(err.lines().filter(|line| line.contains(" rows, ") || line.contains(" row, ")).count(), 2, "{err}");
+}
+
+#[test]
+fn sql_carries_out_a_command_of_the_prompt() {
+    let folder = project(&[("all.sql", TABLES)]);
+    let (output, out, err) = run(folder.path(), &["sql", "--format", "csv", "-c", "\\d", "-c", "\\d lake.visits"]);
+    assert!(output.status.success(), "{err}");
+    assert_eq!(
+        out,
+        "schema,table,kind\nlake,visits,base\npublic,pages,view\ncolumn,type,nullable\nid,BIGINT,yes\npage,VARCHAR,yes\n"
+    );
+}
+
+/// By Ctrl-C, and by who ends a service.
+#[test]
+fn a_copy_that_is_ended_leaves_no_file() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    for signal in [Signal::INT, Signal::TERM] {
+        let folder = project(&[("all.sql", TABLES)]);
+        let copy = "COPY (SELECT value FROM generate_series(1, 100000000000)) TO 'out/numbers.csv'";
+        let mut child = poundlock(folder.path(), &["sql", "--allow-writes", "-c", copy]).spawn().unwrap();
+        let out = folder.path().join("out");
+        let files = || fs::read_dir(&out).map_or(0, |entries| entries.count());
+        let limit = Instant::now() + Duration::from_secs(120);
+        while files() == 0 {
+            assert!(Instant::now() < limit && child.try_wait().unwrap().is_none(), "it writes no file");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal:?}");
+        assert_eq!(files(), 0, "{signal:?}");
+    }
 }
 
 #[test]

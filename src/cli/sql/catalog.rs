@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::TableReference;
 use datafusion::datasource::TableType;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::dml::InsertOp;
@@ -31,6 +32,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use super::describe::table_names;
 use crate::checkpoint::{Checkpoint, Location};
 use crate::cli::environment::Environment;
 use crate::cli::flags::SettingFlags;
@@ -263,6 +265,24 @@ impl DeclaredTable {
             _ => connector::bounded(definition, session, None).await,
         }
     }
+}
+
+/// The Parquet table that the pipeline writes in whose folder a path of this machine lies, and that folder.
+pub(super) async fn written_lake(context: &SessionContext, path: &Path) -> Option<(String, PathBuf)> {
+    for (schema, name) in table_names(context) {
+        // A table that cannot be had is none of the files'.
+        let Ok(table) = context.table_provider(TableReference::partial(schema, name)).await else { continue };
+        let Some(table) = table.downcast_ref::<DeclaredTable>() else { continue };
+        let definition = &table.definition;
+        if table.pipeline.is_none() || definition.stored_as != "PARQUET" || definition.location.is_empty() {
+            continue;
+        }
+        let folder = Location::of_table(definition).ok().and_then(|location| location.local);
+        if let Some(folder) = folder.filter(|folder| path.starts_with(folder)) {
+            return Some((definition.name.clone(), folder));
+        }
+    }
+    None
 }
 
 /// The folder of a table on this machine, if it is not there.

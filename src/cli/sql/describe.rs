@@ -55,7 +55,7 @@ fn texts(columns: &[(&str, Vec<String>)]) -> Result<RecordBatch> {
 }
 
 /// (schema, table) of the default catalog, sorted; without `information_schema`.
-fn table_names(context: &SessionContext) -> BTreeSet<(String, String)> {
+pub(super) fn table_names(context: &SessionContext) -> BTreeSet<(String, String)> {
     let state = context.state();
     let default = &state.config().options().catalog.default_catalog;
     let Some(catalog) = context.catalog(default) else { return BTreeSet::new() };

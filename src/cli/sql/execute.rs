@@ -4,22 +4,26 @@ use std::io::Write;
 use std::time::Instant;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::common::config::Dialect;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::memory::MemoryStream;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::dialect::dialect_from_str;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 
+use super::copy;
 use super::gate::read_only;
 use super::output::{Format, Written, write_batches};
 use crate::sql::explain::{own, plain};
 use crate::sql::syntax::{hinted, unreadable};
 use crate::sql::text::tokenize;
+use crate::sql::words::place_of_literal;
 use crate::sql::{Files, Place, explain};
 use crate::{Error, Result};
 
@@ -102,6 +106,10 @@ fn parse(context: &SessionContext, files: &Files, sql: &str) -> Result<Vec<State
             let (tokens, ended) = tokenize(sql);
             let tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
             let explained = explained(context, Text { files, place: files.place(0, 0..0) }, &error);
+            if explained.message().ends_with("found \\") {
+                let hint = "a command as \\d stands alone: on a line of the prompt, or in a -c of its own";
+                return Err(explained.hint(hint));
+            }
             Err(match ended {
                 Some(ended) => explained.with_hint(unreadable(&ended, &tokens).1),
                 None => hinted(files, explained, &tokens, &error),
@@ -156,9 +164,36 @@ async fn run(
         verified.map_err(|cause| Error::user("this session only reads").cause(plain(&cause)))?;
     }
     let unplanned = |error| unplanned(context, text, error);
+    let (plan, copy) = match copy::target(&plan)? {
+        None => (plan, None),
+        Some(target) => {
+            let begun = copy::begin(plan, &target, context).await.map_err(|error| {
+                let place = place_of_literal(text.files, &text.place, &target).unwrap_or(text.place);
+                error.snippet(text.files.snippet(&place))
+            });
+            begun.map(|(plan, copy)| (plan, Some(copy)))?
+        }
+    };
     let rows = context.execute_logical_plan(plan).await.map_err(unplanned)?;
-    let stream = rows.execute_stream().await.map_err(unplanned)?;
-    write_batches(out, on_a_task(stream), settings.format, settings.rows_max).await
+    let stream = on_a_task(rows.execute_stream().await.map_err(unplanned)?);
+    let Some(copy) = copy else { return write_batches(out, stream, settings.format, settings.rows_max).await };
+    // How many rows there were is told when they are where they should be.
+    let schema = stream.schema();
+    match stream.try_collect::<Vec<_>>().await {
+        Ok(rows) => {
+            copy.finish()?;
+            write_batches(out, stream_of(rows, schema)?, settings.format, settings.rows_max).await
+        }
+        Err(error) => Err(copy.failure().unwrap_or_else(|| failed(error))),
+    }
+}
+
+/// Rows that are there already.
+///
+/// # Errors
+/// They are not of the schema.
+pub(super) fn stream_of(rows: Vec<RecordBatch>, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
+    Ok(Box::pin(MemoryStream::try_new(rows, schema, None)?))
 }
 
 /// A join can compute for minutes without a pause: on a task of its own it keeps nobody from dropping it (Ctrl-C), and
@@ -212,6 +247,8 @@ mod tests {
         assert!(error.contains("-c:1:16") && error.contains("hint: did you mean SELECT?"), "{error}");
         let error = run(&context, "SELECT 'a", READS).await.unwrap_err().to_string();
         assert!(error.contains("-c:1:8") && error.contains("hint: close it with '"), "{error}");
+        let error = run(&context, "SELECT 1; \\d t", READS).await.unwrap_err().to_string();
+        assert!(error.contains("-c:1:11") && error.contains("hint: a command as \\d stands alone"), "{error}");
         let error = run(&context, "SELECT * FROM missing", READS).await.unwrap_err();
         assert_eq!(error.fault(), crate::Fault::User);
         assert!(error.to_string().contains("-c:1:15"), "{error}");

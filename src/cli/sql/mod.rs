@@ -4,6 +4,8 @@ pub mod gate;
 
 pub mod execute;
 
+pub mod copy;
+
 pub mod output;
 
 pub mod describe;

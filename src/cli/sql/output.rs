@@ -120,7 +120,7 @@ fn failed(error: io::Error, rows_before: usize) -> Failure {
 }
 
 /// Lines drawn with `+-|`, with the final newline.
-pub fn table_text(schema: SchemaRef, batches: &[RecordBatch]) -> Result<String> {
+fn table_text(schema: SchemaRef, batches: &[RecordBatch]) -> Result<String> {
     let text = format!("{}\n", pretty_format_batches_with_schema(schema, batches)?);
     if text.chars().all(|c| c == '\n' || !c.is_control()) {
         return Ok(text);

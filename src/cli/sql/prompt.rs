@@ -13,8 +13,8 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{CompletionType, Config, Context, Editor, Helper, Highlighter, Hinter};
 
 use super::describe::{self, Names};
-use super::execute::{Settings, execute};
-use super::output::{Format, table_text};
+use super::execute::{Settings, execute, stream_of};
+use super::output::{Format, write_batches};
 use crate::{Error, Result};
 
 const HISTORY_MAX: usize = 10_000;
@@ -52,16 +52,6 @@ pub async fn repl(context: &SessionContext, mut settings: Settings, history: Opt
         }
         keep(&mut editor, &line, history, &mut err)?;
         let done = match Command::of(&line) {
-            Command::Quit => break,
-            Command::Help => say(&mut err, HELP).map(|()| false),
-            Command::Format(Some(format)) => {
-                settings.format = format;
-                Ok(false)
-            }
-            Command::Format(None) => Err(Error::user("the formats are table, csv and json")),
-            Command::Strange(word) => Err(Error::user(format!("there is no command {word}")).hint("\\? lists them")),
-            Command::Tables => show(&mut out, describe::tables(context).await),
-            Command::Columns(table) => show(&mut out, describe::columns(context, table).await),
             Command::Sql(sql) => {
                 let done = cancellable(execute(context, "input", sql, settings, &mut out)).await;
                 if settings.allow_writes {
@@ -69,6 +59,7 @@ pub async fn repl(context: &SessionContext, mut settings: Settings, history: Opt
                 }
                 done
             }
+            _ => command(context, &line, &mut settings, &mut out).await,
         };
         match done {
             Ok(true) => break,
@@ -90,15 +81,38 @@ async fn cancellable(query: impl Future<Output = Result<bool>>) -> Result<bool> 
     }
 }
 
-/// True if the reader of the output went away.
-fn show(out: &mut dyn Write, rows: Result<arrow::array::RecordBatch>) -> Result<bool> {
-    let rows = rows?;
-    let text = table_text(rows.schema(), &[rows])?;
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
-        Err(error) => Err(Error::external("could not write the table").cause(error)),
-        Ok(()) => Ok(false),
-    }
+/// Carries out a command of the prompt; SQL is none. True: leave, or the reader of the output went away.
+///
+/// # Errors
+/// There is no such command or table; the output cannot be written.
+pub async fn command(
+    context: &SessionContext,
+    line: &str,
+    settings: &mut Settings,
+    out: &mut dyn Write,
+) -> Result<bool> {
+    let rows = match Command::of(line) {
+        Command::Quit => return Ok(true),
+        Command::Help => return say(&mut std::io::stderr(), HELP).map(|()| false),
+        Command::Format(Some(format)) => {
+            settings.format = format;
+            return Ok(false);
+        }
+        Command::Format(None) => return Err(Error::user("the formats are table, csv and json")),
+        Command::Sql(word) | Command::Strange(word) => {
+            return Err(Error::user(format!("there is no command {word}")).hint("\\? lists them"));
+        }
+        Command::Tables => describe::tables(context).await?,
+        Command::Columns(table) => describe::columns(context, table).await?,
+    };
+    let (schema, rows_max) = (rows.schema(), Some(rows.num_rows()));
+    Ok(write_batches(out, stream_of(vec![rows], schema)?, settings.format, rows_max).await?.closed)
+}
+
+/// Whether a text is a command of the prompt, and nothing else.
+pub fn is_command(text: &str) -> bool {
+    let text = text.trim();
+    text.starts_with('\\') && text.lines().count() == 1
 }
 
 fn say(err: &mut dyn Write, text: &str) -> Result<()> {
@@ -339,6 +353,25 @@ mod tests {
         assert_eq!(complete("SELECT "), (7, vec![]));
         assert_eq!(complete("SELECT é"), (7, vec![]));
         assert_eq!(complete("FROM tot"), (5, vec!["totals".to_string()]));
+    }
+
+    #[tokio::test]
+    async fn a_command_is_carried_out_anywhere() {
+        assert!(
+            is_command("\\d") && is_command(" \\d t;\n") && !is_command("SELECT 1") && !is_command("\\d\nSELECT 1")
+        );
+        let context = SessionContext::new();
+        context.sql("CREATE VIEW ones AS SELECT 1 AS one").await.unwrap();
+        let mut settings = Settings { format: Format::Table, rows_max: Some(0), allow_writes: false, timing: false };
+        let mut out = vec![];
+        for line in ["\\format csv", "\\d", "\\d ones"] {
+            assert!(!command(&context, line, &mut settings, &mut out).await.unwrap());
+        }
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out, "schema,table,kind\npublic,ones,view\ncolumn,type,nullable\none,BIGINT,no\n");
+        let error = command(&context, "\\x", &mut settings, &mut vec![]).await.unwrap_err().to_string();
+        assert_eq!(error, "there is no command \\x\nhint: \\? lists them");
+        assert!(command(&context, "\\q", &mut settings, &mut vec![]).await.unwrap());
     }
 
     #[tokio::test]

@@ -92,6 +92,32 @@ async fn near_misses_become_hints() {
 }
 
 #[tokio::test]
+async fn what_the_statement_tells_becomes_a_hint() {
+    let shown = short(&[
+        "CREATE VIEW v AS SELECT 1 FROM events WHERE name = purchase",
+        "CREATE VIEW v AS SELECT 1 FROM events WHERE name = \"purchase\"",
+        "CREATE VIEW v AS SELECT 1 FROM events WHERE name LIKE purchase",
+        "CREATE VIEW v AS SELECT 1 FROM events WHERE name IN (purchase, cart)",
+        "CREATE VIEW v AS SELECT 1 FROM events WHERE name = nmae",
+        "CREATE VIEW v AS SELECT purchase FROM events",
+        "CREATE VIEW v AS SELECT sum(user_id) OVER ww FROM events",
+        "CREATE VIEW v AS SELECT sum(user_id) OVER ww FROM events WINDOW w AS (PARTITION BY name)",
+    ]);
+    insta::assert_snapshot!(shown.await, @r"
+    1:52 column 'purchase' not found | if it is a text, write it in single quotes: 'purchase'
+    1:52 column 'purchase' not found | if it is a text, write it in single quotes: 'purchase'
+    1:55 column 'purchase' not found | if it is a text, write it in single quotes: 'purchase'
+    1:54 column 'purchase' not found | if it is a text, write it in single quotes: 'purchase'
+    1:52 column 'nmae' not found | did you mean events.name?
+    1:25 column 'purchase' not found |
+    1:43 window 'ww' is not defined | define it behind FROM and WHERE: WINDOW ww AS (PARTITION BY …); or write OVER (…)
+    1:43 window 'ww' is not defined | did you mean w?
+    ");
+    let key = "type 'KEY' is not supported. Did you mean PRIMARY KEY (…)?";
+    assert_eq!(reworded("Unsupported SQL type KEY(a)"), key);
+}
+
+#[tokio::test]
 async fn errors_of_every_kind_are_shown() {
     let shown = short(&[
         "CREATE VIEW v AS SELECT user_id, name, count(*) FROM events GROUP BY user_id",

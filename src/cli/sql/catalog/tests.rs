@@ -6,7 +6,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::checkpoint::Commit;
 use crate::checkpoint::record::SourceCommit;
-use crate::cli::sql::execute::query;
+use crate::cli::sql::execute::{Settings, execute, query};
+use crate::cli::sql::output::Format;
 use crate::connector::{InsertRows, Wave, WriteRequest};
 
 const FILES: &str = "
@@ -168,5 +169,29 @@ async fn declared_tables_are_not_written() {
         let insert = context.sql(&format!("INSERT INTO {table} SELECT {columns}")).await.unwrap();
         let error = crate::cli::sql::execute::failed(insert.collect().await.unwrap_err());
         assert_eq!(error.message(), format!("table {table} is only read here"), "{error}");
+    }
+}
+
+/// What is in the folder of a table is counted by commits.
+#[tokio::test]
+async fn no_copy_goes_into_a_folder_that_the_pipeline_writes() {
+    let world = World::new();
+    let catalog = world.open().await;
+    let dir = world.folder.path().display().to_string();
+    let settings = Settings { format: Format::Csv, rows_max: None, allow_writes: true, timing: false };
+    let copy = async |target: &str| {
+        let sql = format!("SELECT 1;\nCOPY (SELECT 1 AS id) TO '{target}' STORED AS PARQUET");
+        let mut out = vec![];
+        execute(&catalog.context, "-c", &sql, settings, &mut out).await
+    };
+    fs::create_dir(world.folder.path().join("elsewhere")).unwrap();
+    for target in ["lake/events", "lake/events/", "lake/events/day=1/x.parquet", "elsewhere/../lake/events/x.parquet"] {
+        let error = copy(&format!("{dir}/{target}")).await.unwrap_err().to_string();
+        assert!(error.contains("would write into the folder of table lake.events, "), "{error}");
+        assert!(error.contains("-c:2:26") && error.contains("hint: the pipeline writes that table"), "{error}");
+    }
+    assert!(!world.folder.path().join("lake").exists());
+    for target in ["lake/events.parquet", "lake/", "elsewhere/"] {
+        copy(&format!("{dir}/{target}")).await.unwrap();
     }
 }

@@ -136,6 +136,21 @@ async fn a_row_that_is_there_already_counts_once() {
     assert!(texts(&done.outcome.inserts[1].rows).is_empty(), "all windows count alike");
 }
 
+/// As the sink does, which gets the rows of a window sorted.
+#[tokio::test]
+async fn of_two_rows_of_a_window_with_one_key_the_next_one_finds_the_last() {
+    let table = keyed("last", "window_start TIMESTAMP, k VARCHAR, n BIGINT, other VARCHAR", "window_start");
+    let insert = "INSERT INTO db.last SELECT w.window_start, w.k, count(past.k), max(past.k)
+        FROM w LEFT JOIN db.last AS past ON past.window_start < w.window_start
+        WHERE w.window_end <= current_watermark() GROUP BY w.window_start, w.k;";
+    let mut sim = Sim::start(&table, &format!("{VIEW}{insert}")).await;
+    // The last one closes the windows of the others.
+    let events = vec![event(1, "b", 0), event(1, "a", 1), event(1, "b", 5), event(1, "a", 6), event(1, "a", 60)];
+    let done = sim.batch(&step(100, events)).await.unwrap();
+    let found: Vec<String> = done.rows(0).iter().map(|row| row[1..].join(" ")).collect();
+    assert_eq!(found, ["a 0 ∅", "b 0 ∅", "a 1 b", "b 1 b"]);
+}
+
 #[tokio::test]
 async fn what_looks_back_in_time_is_accepted() {
     let select = |rest: &str| {

@@ -67,7 +67,7 @@ pub fn is_read_back(table: &TableDefinition) -> bool {
 /// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
 /// batch that has begun here cannot be committed without this table.
 pub fn is_read_by_batch(table: &TableDefinition) -> bool {
-    table.stored_as == "PARQUET"
+    matches!(table.stored_as.as_str(), "PARQUET" | "DELTA")
 }
 
 /// The sinks of the tables that are written, one for each system. Nothing is opened yet.

@@ -166,8 +166,13 @@ impl Outbox {
             }
             Err(error) => error,
         };
-        if !error.is_retryable() && error.fault() != Fault::User {
-            return Err(error);
+        if !error.is_retryable() {
+            // Whatever a system says, somebody can mend it there. But a newer start delivers in our place.
+            match self.0.checkpoint.ensure_newest().await {
+                _ if error.fault() == Fault::Internal => return Err(error),
+                Err(fenced) if !fenced.is_retryable() => return Err(fenced),
+                _ => {}
+            }
         }
         let pause = breaker.failed(what, &error, !error.is_retryable(), now());
         // Who looks at the state sees why.

@@ -296,25 +296,27 @@ async fn a_sink_that_lost_or_never_had_what_was_delivered_stops_the_pipeline() {
 
 #[tokio::test]
 async fn what_somebody_can_mend_in_the_sink_stops_nothing() {
-    let world = World::new().await;
-    let outbox = world.outbox(1 << 20);
-    let mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let prepare: Prepare = {
-        let mended = Arc::clone(&mended);
-        Arc::new(move |_| {
-            let mended = mended.load(std::sync::atomic::Ordering::Relaxed);
-            Box::pin(async move { if mended { Ok(()) } else { Err(Error::user("no such table")) } })
-        })
-    };
-    let opening = Opening { prepare, ..world.opening() };
-    let _task = tokio::spawn(outbox.clone().deliver(Box::new(world.system.sink()), opening));
-    world.batch(&outbox, 0, 0..10).await;
-    until("the circuit to open", || outbox.breaker().view().circuit == Circuit::Open).await;
-    assert_eq!(outbox.breaker().view().error.as_deref(), Some("no such table"));
-    mended.store(true, std::sync::atomic::Ordering::Relaxed);
-    // Draining tries at once, not after the pause.
-    assert!(world.outboxes(&outbox).drained(&CancellationToken::new()).await.unwrap());
-    assert_eq!((world.ids().len(), outbox.breaker().view().circuit), (10, Circuit::Closed));
+    for (wrong, words) in [(Error::user as fn(&str) -> Error, "no such table"), (Error::external, "wrong password")] {
+        let world = World::new().await;
+        let outbox = world.outbox(1 << 20);
+        let mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let prepare: Prepare = {
+            let mended = Arc::clone(&mended);
+            Arc::new(move |_| {
+                let mended = mended.load(std::sync::atomic::Ordering::Relaxed);
+                Box::pin(async move { if mended { Ok(()) } else { Err(wrong(words)) } })
+            })
+        };
+        let opening = Opening { prepare, ..world.opening() };
+        let _task = tokio::spawn(outbox.clone().deliver(Box::new(world.system.sink()), opening));
+        world.batch(&outbox, 0, 0..10).await;
+        until("the circuit to open", || outbox.breaker().view().circuit == Circuit::Open).await;
+        assert_eq!(outbox.breaker().view().error.as_deref(), Some(words));
+        mended.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Draining tries at once, not after the pause.
+        assert!(world.outboxes(&outbox).drained(&CancellationToken::new()).await.unwrap());
+        assert_eq!((world.ids().len(), outbox.breaker().view().circuit), (10, Circuit::Closed));
+    }
 }
 
 #[tokio::test]

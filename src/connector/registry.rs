@@ -81,6 +81,7 @@ pub fn sinks(tables: &[Arc<TableDefinition>]) -> Result<Vec<Box<dyn Sink>>> {
     sinks.extend(KafkaSink::for_tables(of("KAFKA"))?.into_iter().map(boxed));
     sinks.extend(ParquetSink::for_tables(&of("PARQUET"))?.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
     sinks.extend(DeltaSink::for_tables(&of("DELTA"))?.map(|sink| Box::new(sink) as Box<dyn Sink>));
+    parquet::folders_of_their_own(tables)?;
     let of_elasticsearch = ElasticsearchSink::for_tables(of("ELASTICSEARCH"))?;
     sinks.extend(of_elasticsearch.into_iter().map(|sink| Box::new(sink) as Box<dyn Sink>));
     match tables.iter().find(|t| !WRITTEN.contains(&t.stored_as.as_str())) {

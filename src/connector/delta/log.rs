@@ -10,21 +10,21 @@
 //! files that others add or remove, does not concern rows that are only added.
 //!
 //! So one entry costs one put, however large the table is, and an entry stands only on entries that were read. One thing must
-//! be ruled out: that the entry at V+1 was removed as superfluous, so that its place looks free. Who has not looked for half
-//! of the time that entries are kept reads the log anew, before and after.
+//! be ruled out: that the entry at V+1 was removed as superfluous, so that its place looked free. Entries are removed only
+//! after a checkpoint of a later one is named in `_last_checkpoint`, whoever removes them and whatever the clocks say. So that is
+//! read after each put: if it names an entry as late as ours, nobody may ever see ours, and the log is read anew.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use deltalake_core::kernel::transaction::{CommitData, TransactionError};
-use deltalake_core::kernel::{Action, Add, LogicalFileView, Remove, Transaction, Version};
+use deltalake_core::kernel::{Action, Add, LogicalFileView, Metadata, Remove, Transaction, Version};
 use deltalake_core::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore, get_actions};
 use deltalake_core::protocol::DeltaOperation;
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable as LoadedTable, DeltaTableError};
-use object_store::ObjectStore;
 use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt};
 use reqwest::Url;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -64,6 +64,11 @@ impl Writer {
         format!("poundlock-{}-epoch", self.pipeline)
     }
 
+    /// Without a moment: a transaction that has one may be forgotten some day.
+    fn epoch_transaction(&self) -> Transaction {
+        Transaction::new(self.epochs(), signed(self.epoch))
+    }
+
     /// The property that says which checkpoint writes by this name.
     fn property(&self) -> String {
         format!("poundlock.pipeline.{}", self.name)
@@ -83,7 +88,10 @@ pub fn store_of(table: &Table) -> Result<LogStoreRef> {
     let location = &table.location;
     let url = match &location.local {
         Some(folder) => Url::from_directory_path(folder).ok(),
-        None => Url::parse(&format!("{}{}/", location.url.as_str(), location.path)).ok(),
+        None => Url::parse(location.url.as_str()).ok().and_then(|mut url| {
+            url.path_segments_mut().ok()?.pop_if_empty().extend(location.path.parts()).push("");
+            Some(url)
+        }),
     };
     let url = url.ok_or_else(|| table.failed("find").cause("its LOCATION is no URL"))?;
     let within: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&location.store), location.path.clone()));
@@ -112,17 +120,37 @@ pub fn files(table: &Table, state: &DeltaTableState) -> Result<Vec<LogicalFileVi
 }
 
 /// A table's log, as far as this start has looked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Log {
     table: Arc<Table>,
     store: LogStoreRef,
     writer: Writer,
     /// The newest entry that was looked at.
     version: Version,
-    looked: Instant,
     /// The newest batch of this pipeline.
     batch: Option<u64>,
-    stale_after: Duration,
+    shape: Shape,
+}
+
+/// What of a table's metadata concerns who writes it; all else may change under a writer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shape {
+    columns: String,
+    partition_columns: Vec<String>,
+    /// UUID of the checkpoint whose pipeline writes by our name.
+    owner: Option<String>,
+}
+
+impl Shape {
+    fn of(metadata: &Metadata, writer: &Writer) -> Result<Self> {
+        let internal = |e| Error::internal("the metadata of a Delta table").cause(e);
+        let json = serde_json::to_value(metadata).map_err(internal)?;
+        Ok(Self {
+            columns: json["schemaString"].as_str().unwrap_or_default().into(),
+            partition_columns: metadata.partition_columns().to_vec(),
+            owner: metadata.configuration().get(&writer.property()).cloned(),
+        })
+    }
 }
 
 /// What became of an entry.
@@ -133,6 +161,16 @@ pub enum Outcome {
     Already,
     /// A file that was to be replaced is gone.
     Overtaken,
+}
+
+/// What became of an attempt to put an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Done,
+    /// The place is taken.
+    Taken,
+    /// It is there, and a checkpoint too that is as late: see the module's documentation.
+    Doubtful,
 }
 
 /// Files that are to be replaced, and by which.
@@ -182,9 +220,8 @@ impl Log {
                 store: Arc::clone(&store),
                 writer: writer.clone(),
                 version: state.version(),
-                looked: Instant::now(),
                 batch,
-                stale_after: maintenance.log_retention / 2,
+                shape: Shape::of(state.metadata(), &writer)?,
             };
             let mut change = schema::compare(table, maintenance, state.protocol(), state.metadata(), &state.schema())?;
             let owner = state.metadata().configuration().get(&writer.property()).cloned();
@@ -200,15 +237,21 @@ impl Log {
             if epoch == Some(signed(writer.epoch)) && change.metadata.is_none() {
                 return Ok(log);
             }
+            if let Some(metadata) = &change.metadata {
+                log.shape = Shape::of(metadata, &writer)?;
+            }
             let mut actions: Vec<Action> = change.protocol.map(Into::into).into_iter().collect();
             actions.extend(change.metadata.map(Action::from));
             let properties = HashMap::from([("poundlock.epoch".to_string(), writer.epoch.to_string())]);
             let started = DeltaOperation::SetTableProperties { properties };
-            let entry = entry(table, actions, started, vec![log.epoch_transaction()], Value::Null)?;
+            let entry = entry(table, actions, started, vec![writer.epoch_transaction()], Value::Null)?;
             // Only where the log was read: what others have put meanwhile must be compared too.
-            if log.put(entry).await? {
+            if log.put(entry).await? == Put::Done {
                 for column in &change.added {
                     tracing::info!(table = table.definition.name, column, "added to the Delta table");
+                }
+                for (property, value) in &change.properties {
+                    tracing::info!(table = table.definition.name, property, value, "set a property of the Delta table");
                 }
                 for column in &change.absent {
                     tracing::warn!(
@@ -232,32 +275,37 @@ impl Log {
         self.batch
     }
 
-    /// Whether so much time has passed that entries may have come and gone unseen.
-    pub fn is_stale(&self) -> bool {
-        self.looked.elapsed() > self.stale_after
-    }
-
-    /// The same log for the background, which looks at entries by itself.
-    pub fn another(&self) -> Self {
-        Self { table: Arc::clone(&self.table), store: Arc::clone(&self.store), writer: self.writer.clone(), ..*self }
-    }
-
     pub fn writer(&self) -> &Writer {
         &self.writer
     }
 
-    /// Stands on a state that was just read.
+    /// Stands on a state that was just read. `false`: a newer start is there, and this one's time is over.
     ///
     /// # Errors
-    /// A newer start is there (external).
-    pub async fn stand_on(&mut self, state: &DeltaTableState) -> Result<()> {
+    /// The storage's.
+    pub async fn stand_on(&mut self, state: &DeltaTableState) -> Result<bool> {
         let epoch = state.transaction_version(self.store.as_ref(), self.writer.epochs()).await;
         let epoch = epoch.map_err(|error| failed(&self.table, "read the log of", &error).retryable())?;
-        match epoch.filter(|epoch| *epoch > signed(self.writer.epoch)) {
-            Some(newer) => Err(self.writer.fenced(newer, &self.table)),
+        self.version = state.version();
+        Ok(epoch <= Some(signed(self.writer.epoch)))
+    }
+
+    /// The entry that `_last_checkpoint` names, if there is one: of those before it any may be gone.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub async fn last_checkpoint(&self) -> Result<Option<Version>> {
+        let path = self.store.log_path().clone().join("_last_checkpoint");
+        let failed = |e: object_store::Error| explained(self.table.failed("read the log of"), &e);
+        let found = match self.store.object_store(None).get(&path).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            found => found.map_err(failed)?.bytes().await.map_err(failed)?,
+        };
+        let said: Value = serde_json::from_slice(&found).unwrap_or_default();
+        match said["version"].as_u64() {
+            Some(version) => Ok(Some(version)),
             None => {
-                (self.version, self.looked) = (state.version(), Instant::now());
-                Ok(())
+                Err(self.table.failed("read the log of").cause("its _last_checkpoint names no version").retryable())
             }
         }
     }
@@ -274,7 +322,7 @@ impl Log {
             epoch_id: signed(batch),
         };
         let metrics = json!({ "numAddedFiles": files.len(), "numOutputRows": rows });
-        let transaction = Transaction::new_with_last_update(self.writer.batches(), signed(batch), Some(now_ms()));
+        let transaction = Transaction::new(self.writer.batches(), signed(batch));
         let entry = entry(&self.table, files, operation, vec![transaction], metrics)?;
         self.commit(entry, Some(batch), None).await
     }
@@ -298,9 +346,23 @@ impl Log {
             if batch.is_some() && self.batch >= batch {
                 return Ok(Outcome::Already);
             }
-            if self.put(entry.clone()).await? {
-                self.batch = batch.or(self.batch);
-                return Ok(Outcome::Committed);
+            match self.put(entry.clone()).await? {
+                Put::Done => {
+                    self.batch = batch.or(self.batch);
+                    return Ok(Outcome::Committed);
+                }
+                Put::Taken => {}
+                // Whether it is seen says the log, read anew.
+                Put::Doubtful if batch.is_some() => {
+                    self.read_anew().await?;
+                    match self.batch >= batch {
+                        true => return Ok(Outcome::Committed),
+                        false => continue,
+                    }
+                }
+                Put::Doubtful => {
+                    return Err(self.table.failed("write to").cause("its log has gone on meanwhile").retryable());
+                }
             }
             match self.look(merge).await? {
                 Seen::Nothing => {}
@@ -311,19 +373,37 @@ impl Log {
         Err(self.table.failed("write to").cause("its log changes all the time").retryable())
     }
 
-    /// `false`: the place is taken.
-    async fn put(&mut self, entry: CommitOrBytes) -> Result<bool> {
+    async fn read_anew(&mut self) -> Result<()> {
+        let Some(state) = load(&self.table, &self.store).await? else {
+            return Err(self.table.failed("write to").cause("its log is gone").retryable());
+        };
+        if Shape::of(state.metadata(), &self.writer)? != self.shape {
+            return Err(self.changed());
+        }
+        if !self.stand_on(&state).await? {
+            return Err(self.table.failed("write to").cause("a newer start is there").retryable());
+        }
+        let batch = state.transaction_version(self.store.as_ref(), self.writer.batches()).await;
+        let batch = batch.map_err(|error| failed(&self.table, "read the log of", &error).retryable())?;
+        self.batch = batch.and_then(|batch| u64::try_from(batch).ok());
+        Ok(())
+    }
+
+    fn changed(&self) -> Error {
+        let cause = "another program has changed its schema, or who writes it";
+        self.table.failed("write to").cause(cause).retryable()
+    }
+
+    async fn put(&mut self, entry: CommitOrBytes) -> Result<Put> {
         let version = self.version + 1;
         match self.store.write_commit_entry(version, entry, Uuid::nil()).await {
-            // Stopped for so long on the way that the place may have been one of an entry removed since.
-            Ok(()) if self.is_stale() => {
-                Err(self.table.failed("write to").cause("the process was stopped for a while").retryable())
-            }
+            // See the module's documentation.
+            Ok(()) if self.last_checkpoint().await? >= Some(version) => Ok(Put::Doubtful),
             Ok(()) => {
-                (self.version, self.looked) = (version, Instant::now());
-                Ok(true)
+                self.version = version;
+                Ok(Put::Done)
             }
-            Err(TransactionError::VersionAlreadyExists(_)) => Ok(false),
+            Err(TransactionError::VersionAlreadyExists(_)) => Ok(Put::Taken),
             Err(error) => Err(failed(&self.table, "write the log of", &error.into())),
         }
     }
@@ -335,7 +415,6 @@ impl Log {
             let version = self.version + 1;
             let failed = |error| failed(&self.table, "read the log of", &error);
             let Some(bytes) = self.store.read_commit_entry(version).await.map_err(|e| failed(e).retryable())? else {
-                self.looked = Instant::now();
                 return Ok(seen);
             };
             let actions = get_actions(version, &bytes).map_err(failed)?;
@@ -354,10 +433,8 @@ impl Log {
             }
             for action in &actions {
                 match (action, merge) {
-                    (Action::Metadata(_) | Action::Protocol(_), _) => {
-                        let cause = "another program has changed its schema or properties";
-                        return Err(self.table.failed("write to").cause(cause).retryable());
-                    }
+                    (Action::Metadata(metadata), _) if Shape::of(metadata, &self.writer)? == self.shape => {}
+                    (Action::Metadata(_) | Action::Protocol(_), _) => return Err(self.changed()),
                     // A put that was tried again below us finds its own entry.
                     (Action::Add(add), Some(merge)) if add.path == merge.added => seen = Seen::Ours,
                     (Action::Remove(remove), Some(merge)) if merge.removed.contains(&remove.path) => {
@@ -368,10 +445,6 @@ impl Log {
             }
             self.version = version;
         }
-    }
-
-    fn epoch_transaction(&self) -> Transaction {
-        Transaction::new_with_last_update(self.writer.epochs(), signed(self.writer.epoch), Some(now_ms()))
     }
 }
 
@@ -390,8 +463,8 @@ async fn create(table: &Table, maintenance: &Maintenance, store: &LogStoreRef, w
         protocol: protocol.clone(),
         metadata: metadata.clone(),
     };
-    let epoch = Transaction::new_with_last_update(writer.epochs(), signed(writer.epoch), Some(now_ms()));
-    let entry = entry(table, vec![protocol.into(), metadata.into()], operation, vec![epoch], Value::Null)?;
+    let transactions = vec![writer.epoch_transaction()];
+    let entry = entry(table, vec![protocol.into(), metadata.into()], operation, transactions, Value::Null)?;
     match store.write_commit_entry(0, entry, Uuid::nil()).await {
         Ok(()) => Ok(true),
         Err(TransactionError::VersionAlreadyExists(_)) => Ok(false),
@@ -434,11 +507,7 @@ fn entry(
     Ok(CommitOrBytes::LogBytes(bytes))
 }
 
-fn with_property(
-    metadata: deltalake_core::kernel::Metadata,
-    key: &str,
-    value: &str,
-) -> Result<deltalake_core::kernel::Metadata> {
+fn with_property(metadata: Metadata, key: &str, value: &str) -> Result<Metadata> {
     let internal = |e: serde_json::Error| Error::internal("the metadata of a Delta table").cause(e);
     let mut json = serde_json::to_value(&metadata).map_err(internal)?;
     json["configuration"][key] = value.into();

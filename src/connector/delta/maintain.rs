@@ -1,29 +1,34 @@
-//! What keeps a table small, in the background: on threads of its own, so that no batch waits for it.
+//! What keeps a table small, in the background, so that no batch waits for it.
 //!
 //! ```text
-//! each optimize.interval, for each table:
+//! at the start, then each optimize.interval, for each table:
 //!   read what is new in the log ─▶ merge small files ─▶ delete files that were merged vacuum.retention ago
-//!                               ─▶ a checkpoint, if the last one is checkpoint.interval entries old ─▶ remove entries before it
+//!                               ─▶ a checkpoint, if the last one is checkpoint.interval entries old
+//!                               ─▶ remove entries before one that has been there for log.retention
 //! once, at the start:              delete what earlier starts have written and never committed
 //! ```
 //!
 //! Each step is whole or not at all for readers, and is done again if it was cut off: a merged file counts when its entry
-//! does; a file is deleted only when no entry that a reader may still hold counts it. Trouble is told, and the table's turn comes
-//! again. A newer start ends it.
+//! does; a file is deleted only when no entry that a reader may still hold counts it. A step that fails is told, and neither keeps the
+//! others from their turn nor itself from the next one. A newer start ends all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deltalake_core::DeltaTable as LoadedTable;
+use deltalake_core::kernel::Version;
 use deltalake_core::protocol::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
 use deltalake_core::table::state::DeltaTableState;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::log::{self, Log, now_ms};
-use super::{DeltaTable, epoch_of, failed, merge};
+use super::options::Terms;
+use super::{DeltaTable, failed, merge, writer_of};
 use crate::checkpoint::durable::Durable;
 use crate::checkpoint::trouble::explained;
 use crate::connector::background::{self, blocking};
@@ -49,43 +54,53 @@ impl Keeper {
     /// There are no threads to be had.
     pub fn start(tables: Vec<(DeltaTable, Log)>) -> Result<Self> {
         let stop = CancellationToken::new();
-        let tables: Vec<_> = tables.into_iter().filter(|(delta, _)| delta.maintenance.on).collect();
-        if tables.is_empty() {
-            return Ok(Self { stop });
-        }
         background::spawn(keep(tables, stop.clone()))?;
         Ok(Self { stop })
     }
 }
 
 async fn keep(tables: Vec<(DeltaTable, Log)>, stop: CancellationToken) {
-    let now = Instant::now();
-    let mut kept: Vec<Kept> = tables.into_iter().map(|(delta, log)| Kept::new(delta, log, now)).collect();
+    let mut kept: Vec<Kept> = tables.into_iter().map(|(delta, log)| Kept::new(delta, log)).collect();
     while let Some(next) = kept.iter().map(|table| table.due).min() {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(next.into()) => {}
         }
-        let Some(table) = kept.iter_mut().find(|table| table.due == next) else { continue };
-        table.due = Instant::now() + table.delta.maintenance.interval;
-        match table.turn(&stop).await {
-            Ok(()) => {}
-            Err(error) if error.is_retryable() => {
-                table.state = None;
-                tracing::warn!(
-                    table = table.delta.name(),
-                    "could not look after the Delta table, later again: {}",
-                    error.line()
-                );
+        let Some(place) = kept.iter().position(|table| table.due == next) else { continue };
+        let table = &mut kept[place];
+        // Files are read and written in it: this thread serves nobody else meanwhile.
+        let turn = || Handle::current().block_on(AssertUnwindSafe(table.turn(&stop)).catch_unwind());
+        let ended = match tokio::task::block_in_place(turn) {
+            Ok(ended) => ended,
+            Err(panic) => {
+                let cause = panic.downcast_ref::<String>().map_or("it panicked", |said| said.as_str());
+                Ended { errors: vec![Error::internal("a turn ended in the middle").cause(cause)], ..Ended::default() }
             }
-            Err(error) => {
-                // Fenced, or what a later turn would not do otherwise either.
-                tracing::warn!(table = table.delta.name(), "no longer looks after the Delta table: {}", error.line());
-                let name = table.delta.name().to_string();
-                kept.retain(|table| table.delta.name() != name);
-            }
+        };
+        if let Some(error) = Error::all(ended.errors) {
+            table.state = None;
+            tracing::warn!(
+                table = table.delta.name(),
+                "could not do all that the Delta table needs, later again: {}",
+                error.line()
+            );
+        }
+        table.due = Instant::now() + if ended.more { Duration::ZERO } else { table.delta.maintenance.interval };
+        if ended.newer {
+            tracing::info!(table = table.delta.name(), "a newer start looks after the Delta table");
+            kept.remove(place);
         }
     }
+}
+
+/// How a turn has ended.
+#[derive(Debug, Default)]
+struct Ended {
+    errors: Vec<Error>,
+    /// There is more to merge.
+    more: bool,
+    /// A newer start is there.
+    newer: bool,
 }
 
 /// A table between two turns.
@@ -95,33 +110,58 @@ struct Kept {
     state: Option<LoadedTable>,
     due: Instant,
     swept: bool,
-    /// The entry of the newest checkpoint that this start knows of.
-    checkpoint: u64,
+    /// Checkpoints that this start has written, and when.
+    checkpoints: VecDeque<(Version, Instant)>,
     vacuumed: Option<Instant>,
 }
 
 impl Kept {
-    fn new(delta: DeltaTable, log: Log, now: Instant) -> Self {
-        let due = now + delta.maintenance.interval;
-        Self { delta, log, state: None, due, swept: false, checkpoint: 0, vacuumed: None }
+    fn new(delta: DeltaTable, log: Log) -> Self {
+        let checkpoints = VecDeque::new();
+        Self { delta, log, state: None, due: Instant::now(), swept: false, checkpoints, vacuumed: None }
     }
 
-    async fn turn(&mut self, stop: &CancellationToken) -> Result<()> {
-        let state = self.update().await?;
-        self.log.stand_on(&state).await?;
-        if !self.swept {
-            self.sweep(&state).await?;
-            self.swept = true;
+    async fn turn(&mut self, stop: &CancellationToken) -> Ended {
+        let mut ended = Ended::default();
+        if let Err(error) = self.steps(stop, &mut ended).await {
+            ended.errors.push(error);
         }
-        merge::all(&self.delta, &mut self.log, &state, stop).await?;
+        ended
+    }
+
+    /// # Errors
+    /// Without the log there is nothing to do.
+    async fn steps(&mut self, stop: &CancellationToken, ended: &mut Ended) -> Result<()> {
+        let state = self.update().await?;
+        if !self.log.stand_on(&state).await? {
+            ended.newer = true;
+            return Ok(());
+        }
+        if self.delta.maintenance.on {
+            if !self.swept {
+                let swept = self.sweep(&state).await;
+                self.swept = swept.is_ok();
+                ended.errors.extend(swept.err());
+            }
+            match merge::all(&self.delta, &mut self.log, &state, stop).await {
+                Ok(more) => ended.more = more,
+                Err(error) => ended.errors.push(error),
+            }
+        }
         // Before a checkpoint forgets what was removed long ago.
         let state = self.update().await?;
-        let maintenance = self.delta.maintenance;
-        if self.vacuumed.is_none_or(|at| at.elapsed() >= maintenance.retention / 4) {
-            self.vacuum(&state).await?;
-            self.vacuumed = Some(Instant::now());
+        let terms = self.delta.maintenance.terms(&state);
+        if self.delta.maintenance.on && self.vacuumed.is_none_or(|at| at.elapsed() >= terms.retention / 4) {
+            match self.vacuum(&state, terms).await {
+                Ok(()) => self.vacuumed = Some(Instant::now()),
+                Err(error) => ended.errors.push(error),
+            }
         }
-        self.checkpoint(&state).await
+        ended.errors.extend(self.checkpoint(&state, terms).await.err());
+        if self.delta.maintenance.on {
+            ended.errors.extend(self.forget(terms).await.err());
+        }
+        Ok(())
     }
 
     /// The state of the table as of now.
@@ -156,8 +196,9 @@ impl Kept {
         let mut lost = vec![];
         let mut listing = store.list(None);
         while let Some(object) = listing.try_next().await.map_err(|e| explained(self.delta.table.failed("list"), &e))? {
-            let epoch = object.location.filename().and_then(|name| epoch_of(name, writer.pipeline));
-            if epoch.is_some_and(|epoch| epoch < writer.epoch) && !known.contains(&object.location) {
+            let of = object.location.filename().and_then(writer_of);
+            let is_earlier = of.is_some_and(|(pipeline, epoch)| pipeline == writer.pipeline && epoch < writer.epoch);
+            if is_earlier && !known.contains(&object.location) {
                 lost.push(object.location);
             }
         }
@@ -169,8 +210,8 @@ impl Kept {
     }
 
     /// Deletes files that were removed from the table so long ago that nobody reads them any more.
-    async fn vacuum(&self, state: &DeltaTableState) -> Result<()> {
-        let before = now_ms() - millis(self.delta.maintenance.retention);
+    async fn vacuum(&self, state: &DeltaTableState, terms: Terms) -> Result<()> {
+        let before = now_ms() - millis(terms.retention);
         let mut removed = vec![];
         let mut tombstones = state.all_tombstones(self.log.store().as_ref());
         while let Some(tombstone) =
@@ -208,20 +249,30 @@ impl Kept {
         Ok(deleted)
     }
 
-    async fn checkpoint(&mut self, state: &DeltaTableState) -> Result<()> {
-        let maintenance = &self.delta.maintenance;
+    async fn checkpoint(&mut self, state: &DeltaTableState, terms: Terms) -> Result<()> {
         let Some(loaded) = &self.state else { return Ok(()) };
-        if state.version() < self.checkpoint + maintenance.checkpoint_interval {
+        let last = self.log.last_checkpoint().await?.unwrap_or(0);
+        if state.version() < last + terms.checkpoint_interval {
             return Ok(());
         }
         let write = |error| self.delta.failed("write a checkpoint of", &error).retryable();
         create_checkpoint(loaded, None).await.map_err(write)?;
-        self.checkpoint = state.version();
+        self.checkpoints.push_back((state.version(), Instant::now()));
         point!("delta::after_checkpoint");
-        let before = now_ms() - millis(maintenance.log_retention);
-        let removed = cleanup_expired_logs_for(state.version(), self.log.store().as_ref(), before, None).await;
+        tracing::debug!(table = self.delta.name(), version = state.version(), "wrote a checkpoint of the log");
+        Ok(())
+    }
+
+    /// Removes entries before a checkpoint that has been there for as long as they are to be kept, by a clock that nobody
+    /// sets: who still reads them began before it.
+    async fn forget(&mut self, terms: Terms) -> Result<()> {
+        let Some(retention) = terms.log_retention else { return Ok(()) };
+        let old = self.checkpoints.iter().rposition(|(_, at)| at.elapsed() >= retention);
+        let Some((version, _)) = old.and_then(|old| self.checkpoints.drain(..=old).next_back()) else { return Ok(()) };
+        let before = now_ms() - millis(retention);
+        let removed = cleanup_expired_logs_for(version, self.log.store().as_ref(), before, None).await;
         let removed = removed.map_err(|error| self.delta.failed("remove old entries of", &error).retryable())?;
-        tracing::debug!(table = self.delta.name(), version = state.version(), removed, "wrote a checkpoint of the log");
+        tracing::debug!(table = self.delta.name(), version, removed, "removed entries of the log");
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, new_null_array};
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::Schema;
 use bytes::Bytes;
 use deltalake_core::kernel::{Add, LogicalFileView};
@@ -30,9 +30,8 @@ use tokio_util::sync::CancellationToken;
 use super::log::{self, Log, Outcome, now_ms};
 use super::options::Maintenance;
 use super::sink::merged_name;
-use super::{DeltaTable, schema, stats};
+use super::{DeltaTable, schema, stats, writer_of};
 use crate::checkpoint::trouble::explained;
-use crate::connector::background::blocking;
 use crate::connector::parquet::sink::writer_options;
 use crate::connector::parquet::{FileFormat, Table};
 use crate::point::point;
@@ -50,23 +49,30 @@ const FILES_MAX: usize = 1_000;
 /// Of one table's turn, so that another's comes.
 const MERGES_MAX: usize = 64;
 
+/// Merges of one turn that may fail.
+const ERRORS_MAX: usize = 3;
+
 /// Rows read at a time.
 const ROWS: usize = 8_192;
 
-/// Merges what there is to merge.
+/// Merges what there is to merge; `true`: there is more of it. Files of other programs are left alone: they may hold what we
+/// would write otherwise, and their paths may be written otherwise than ours.
 ///
 /// # Errors
-/// A file cannot be read, or the merged one not be written; those of [`Log::replace`].
-pub async fn all(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, stop: &CancellationToken) -> Result<()> {
+/// Those of the first groups that failed: a file cannot be read, or the merged one not be written; those of [`Log::replace`].
+pub async fn all(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, stop: &CancellationToken) -> Result<bool> {
     let files = log::files(&delta.table, state)?.into_iter();
-    let files = files.filter(|file| file.deletion_vector_descriptor().is_none()).map(File::new);
-    for group in plan(files.collect(), &delta.maintenance, now_ms()).into_iter().take(MERGES_MAX) {
-        if stop.is_cancelled() {
-            return Ok(());
+    let files = files.filter(|file| file.deletion_vector_descriptor().is_none());
+    let files = files.filter(|file| file.object_store_path().filename().and_then(writer_of).is_some()).map(File::new);
+    let groups = plan(files.collect(), &delta.maintenance, now_ms());
+    let (more, mut errors) = (groups.len() > MERGES_MAX, vec![]);
+    for group in groups.into_iter().take(MERGES_MAX) {
+        if stop.is_cancelled() || errors.len() == ERRORS_MAX {
+            break;
         }
-        merge(delta, log, state, group).await?;
+        errors.extend(merge(delta, log, state, group).await.err());
     }
-    Ok(())
+    Error::all(errors).map_or(Ok(more), Err)
 }
 
 /// A file of the table.
@@ -106,7 +112,7 @@ impl Candidate for File {
     }
 }
 
-/// Groups of files that are to become one each; oldest first.
+/// Groups of files that are to become one each; those of most files first.
 fn plan<F: Candidate>(files: Vec<F>, maintenance: &Maintenance, now: i64) -> Vec<Vec<F>> {
     let mut partitions: BTreeMap<BTreeMap<String, Option<String>>, Vec<F>> = BTreeMap::new();
     for file in files {
@@ -127,6 +133,7 @@ fn plan<F: Candidate>(files: Vec<F>, maintenance: &Maintenance, now: i64) -> Vec
             groups.extend(by_size(files, maintenance.target_size).into_iter().filter(|group| group.len() > 1));
         }
     }
+    groups.sort_by_key(|group: &Vec<F>| std::cmp::Reverse(group.len()));
     groups
 }
 
@@ -205,10 +212,9 @@ async fn read_as_one(
         let path = file.view.object_store_path();
         // Whole: it is less than half of what a merged file may be, which is made in memory too.
         let bytes = async { store.get(&path).await?.bytes().await }.await;
-        let bytes = bytes.map_err(|e| explained(table.failed("merge files of"), &e))?;
-        merged = blocking(move || merged.with(bytes, &path)).await?;
+        merged.add(bytes.map_err(|e| explained(table.failed("merge files of"), &e))?, &path)?;
     }
-    blocking(move || merged.finish()).await
+    merged.finish()
 }
 
 /// A file in the making, in memory.
@@ -219,7 +225,7 @@ struct Merged {
 }
 
 impl Merged {
-    fn with(mut self, file: Bytes, path: &Path) -> Result<Self> {
+    fn add(&mut self, file: Bytes, path: &Path) -> Result<()> {
         let failed = |e: ParquetError| {
             // Of a file that is damaged it is told at each turn.
             let place = format!("file {path} of table {}", self.table.definition.name);
@@ -234,7 +240,7 @@ impl Merged {
             };
             writer.write(&rows).map_err(failed)?;
         }
-        Ok(self)
+        Ok(())
     }
 
     fn finish(self) -> Result<(Bytes, ParquetMetaData)> {
@@ -255,8 +261,9 @@ fn writer(format: FileFormat, rows: &RecordBatch) -> Result<ArrowWriter<Vec<u8>>
 
 /// A file of earlier columns lacks those that were added since.
 fn as_columns(rows: &RecordBatch, columns: &Arc<Schema>) -> Result<RecordBatch> {
+    let exactly = CastOptions { safe: false, ..CastOptions::default() };
     let of = |field: &Arc<arrow::datatypes::Field>| match rows.column_by_name(field.name()) {
-        Some(column) => cast(column, field.data_type()),
+        Some(column) => cast_with_options(column, field.data_type(), &exactly),
         None => Ok(new_null_array(field.data_type(), rows.num_rows())),
     };
     let arrays = columns.fields().iter().map(of).collect::<Result<Vec<_>, _>>()?;
@@ -265,8 +272,6 @@ fn as_columns(rows: &RecordBatch, columns: &Arc<Schema>) -> Result<RecordBatch> 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -297,16 +302,7 @@ mod tests {
     }
 
     fn maintenance(min_files: usize, target_size: u64) -> Maintenance {
-        let second = Duration::from_secs(1);
-        Maintenance {
-            on: true,
-            interval: second,
-            min_files,
-            target_size,
-            retention: second,
-            checkpoint_interval: 10,
-            log_retention: second,
-        }
+        Maintenance { min_files, target_size, ..Maintenance::default() }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! <LOCATION>/event_date=2026-11-23/<UUID>-<epoch>-<batch>-<sequence>.parquet
 //!
 //! batch N ─▶ files ─▶ entry: add them, txn (UUID, N)       [`DeltaSink`]
-//!            in the background, on a thread of its own ─▶ merge small files, write checkpoints, remove what is old
+//!            in the background ─▶ merge small files, write checkpoints, remove what is old
 //! ```
 //!
 //! A batch is in a table when its entry is, whole or not at all. The entry holds the batch's number as the transaction of the
@@ -78,10 +78,11 @@ fn file_name(pipeline: Uuid, epoch: u64, what: &str) -> String {
     format!("{pipeline}-{epoch:010}-{what}.parquet")
 }
 
-/// The epoch of a file that this pipeline wrote; `None`: it is another's.
-fn epoch_of(name: &str, pipeline: Uuid) -> Option<u64> {
-    let rest = name.strip_prefix(&pipeline.to_string())?.strip_prefix('-')?;
-    rest.strip_suffix(".parquet")?.split_once('-')?.0.parse().ok()
+/// Pipeline and epoch of a file that some pipeline wrote; `None`: it is another program's.
+fn writer_of(name: &str) -> Option<(Uuid, u64)> {
+    let pipeline = Uuid::try_parse(name.get(..36)?).ok()?;
+    let (epoch, _) = name.get(36..)?.strip_prefix('-')?.strip_suffix(".parquet")?.split_once('-')?;
+    Some((pipeline, epoch.parse().ok().filter(|_| epoch.len() == 10)?))
 }
 
 #[cfg(test)]

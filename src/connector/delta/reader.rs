@@ -17,7 +17,7 @@ use object_store::ObjectMeta;
 use super::{DeltaTable, log, schema, stats};
 use crate::connector::parquet::Table;
 use crate::connector::parquet::reader::{ParquetTable, TableFile, scanned};
-use crate::connector::{BoundedTable, TableDefinition};
+use crate::connector::{BoundedTable, TableDefinition, nullable};
 use crate::{Error, Result};
 
 /// Reads the log. No file is opened yet.
@@ -25,7 +25,9 @@ use crate::{Error, Result};
 /// # Errors
 /// The declaration cannot work or does not fit the log; there is no log; the log demands what we do not know.
 pub async fn provider(definition: &Arc<TableDefinition>, session: &dyn Session) -> Result<BoundedTable> {
-    let table = DeltaTable::new(definition)?.table;
+    // Any column may be NULL in files of before it was there.
+    let schema = nullable(&definition.schema);
+    let table = DeltaTable::new(&Arc::new(TableDefinition { schema, ..TableDefinition::clone(definition) }))?.table;
     let location = &table.location;
     session.runtime_env().register_object_store(location.url.as_ref(), Arc::clone(&location.store));
     let Some(state) = log::load(&table, &log::store_of(&table)?).await? else {

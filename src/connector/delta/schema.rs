@@ -21,6 +21,9 @@ const WRITES: &[&str] = &["appendOnly", "invariants", "timestampNtz"];
 /// Of a reader: files, partition values and columns are as the plain protocol has them.
 const READS: &[&str] = &["timestampNtz", "vacuumProtocolCheck", "v2Checkpoint"];
 
+/// What Delta takes in no name of a column.
+const FORBIDDEN: [char; 10] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '='];
+
 /// The declared columns, each of which may be NULL.
 ///
 /// # Errors
@@ -29,8 +32,15 @@ pub fn of(table: &Table) -> Result<StructType> {
     let definition = &table.definition;
     let declared = nullable(&definition.schema);
     for field in declared.fields() {
+        if field.name().contains(FORBIDDEN) {
+            let error =
+                format!("column {:?} of table {} has a name that Delta does not know", field.name(), definition.name);
+            let cause = "without column mapping there are no spaces, nor any of ,;{}()=, in names";
+            return Err(Error::user(error).at(definition.place.clone()).cause(cause).hint("give it another name"));
+        }
         let of_column = Schema::new(vec![field.as_ref().clone()]);
-        let converted = (&of_column).try_into_kernel().and_then(|of: StructType| Schema::try_from_delta(&of));
+        let converted = (&of_column).try_into_kernel().and_then(|of: StructType| (&of).try_into_arrow());
+        let converted: Result<Schema, _> = converted;
         let fits = converted.as_ref().is_ok_and(|back| same_type(back.field(0).data_type(), field.data_type()));
         if !fits {
             let error = Error::user(format!("table {} has a column that Delta cannot hold", definition.name));
@@ -43,17 +53,6 @@ pub fn of(table: &Table) -> Result<StructType> {
     }
     let internal = |e| Error::internal(format!("the columns of table {}", definition.name)).cause(e);
     declared.as_ref().try_into_kernel().map_err(internal)
-}
-
-/// A schema of the log as Arrow has it.
-trait FromDelta: Sized {
-    fn try_from_delta(schema: &StructType) -> std::result::Result<Self, arrow::error::ArrowError>;
-}
-
-impl FromDelta for Schema {
-    fn try_from_delta(schema: &StructType) -> std::result::Result<Self, arrow::error::ArrowError> {
-        schema.try_into_arrow()
-    }
 }
 
 /// Views, lengths and the names of what is inside lists and maps aside.
@@ -85,7 +84,7 @@ pub fn same_type(one: &DataType, two: &DataType) -> bool {
 pub fn created(table: &Table, maintenance: &Maintenance) -> Result<(Protocol, Metadata)> {
     let schema = of(table)?;
     let mut configuration = serde_json::Map::new();
-    for (key, value) in maintenance.properties() {
+    for (key, value) in maintenance.of_new_table() {
         configuration.insert(key.into(), value.into());
     }
     let metadata = json!({
@@ -109,6 +108,8 @@ pub struct Change {
     pub added: Vec<String>,
     /// Columns of the log that are not declared: NULL in what we write.
     pub absent: Vec<String>,
+    /// That say something else now.
+    pub properties: Vec<(&'static str, String)>,
 }
 
 /// Compares the declaration with the log.
@@ -133,10 +134,7 @@ pub fn compare(
         let name = declared.name();
         match there.fields().iter().find(|field| field.name().eq_ignore_ascii_case(name)) {
             None => change.added.push(name.clone()),
-            Some(found) if found.name() != name => errors.push(
-                wrong(format!("column {name:?} of table {} is {:?} in its log", definition.name, found.name()))
-                    .hint("Delta tells no two names apart by their case: declare it as it is there"),
-            ),
+            Some(found) if found.name() != name => errors.push(other_case(table, name, found.name())),
             Some(found) if !same_type(found.data_type(), declared.data_type()) => {
                 errors.push(other_type(table, declared, found));
             }
@@ -166,12 +164,12 @@ pub fn compare(
     if let Some(error) = Error::all(errors) {
         return Err(error);
     }
-    let properties = maintenance.properties();
-    let differs = |(key, value): &(&str, String)| metadata.configuration().get(*key) != Some(value);
-    if !change.added.is_empty() || properties.iter().any(differs) {
+    let properties = maintenance.of_old_table().into_iter();
+    change.properties = properties.filter(|(key, value)| metadata.configuration().get(*key) != Some(value)).collect();
+    if !change.added.is_empty() || !change.properties.is_empty() {
         let mut json = to_json(metadata)?;
-        for (key, value) in properties {
-            json["configuration"][key] = value.into();
+        for (key, value) in &change.properties {
+            json["configuration"][*key] = value.as_str().into();
         }
         if !change.added.is_empty() {
             let mut fields = to_json(logged)?;
@@ -235,15 +233,18 @@ pub fn fits(table: &Table, metadata: &Metadata, logged: &StructType) -> Result<(
     let (declared, there) = (&table.definition, schema_of(logged)?);
     same_partitions(table, metadata)?;
     let errors = declared.schema.fields().iter().filter_map(|field| {
-        let found = there.field_with_name(field.name()).ok()?;
-        (!same_type(found.data_type(), field.data_type())).then(|| other_type(table, field, found))
+        let found = there.fields().iter().find(|found| found.name().eq_ignore_ascii_case(field.name()))?;
+        match () {
+            () if found.name() != field.name() => Some(other_case(table, field.name(), found.name())),
+            () => (!same_type(found.data_type(), field.data_type())).then(|| other_type(table, field, found)),
+        }
     });
     Error::all(errors.collect()).map_or(Ok(()), Err)
 }
 
 fn schema_of(logged: &StructType) -> Result<Schema> {
     let internal = |e| Error::external("the schema of a Delta table cannot be read").cause(e);
-    Schema::try_from_delta(logged).map_err(internal)
+    logged.try_into_arrow().map_err(internal)
 }
 
 fn same_partitions(table: &Table, metadata: &Metadata) -> Result<()> {
@@ -257,6 +258,12 @@ fn same_partitions(table: &Table, metadata: &Metadata) -> Result<()> {
         .hint(
             "the partition columns of a Delta table cannot change: declare them as they are, or give another LOCATION",
         ))
+}
+
+fn other_case(table: &Table, declared: &str, found: &str) -> Error {
+    Error::user(format!("column {declared:?} of table {} is {found:?} in its log", table.definition.name))
+        .at(table.definition.place.clone())
+        .hint("Delta tells no two names apart by their case: declare it as it is there, in double quotes")
 }
 
 fn other_type(table: &Table, declared: &Field, found: &Field) -> Error {

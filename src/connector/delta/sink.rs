@@ -60,13 +60,7 @@ impl DeltaSink {
         for definition in definitions {
             match DeltaTable::new(definition) {
                 Err(error) => errors.push(error),
-                Ok(delta) => {
-                    let same = |other: &&Written| delta.table.shares_folder(&other.delta.table);
-                    if let Some(other) = tables.iter().find(same) {
-                        errors.push(delta.table.shared_with(&other.delta.table));
-                    }
-                    tables.push(Written { delta, log: None });
-                }
+                Ok(delta) => tables.push(Written { delta, log: None }),
             }
         }
         match Error::all(errors) {
@@ -82,8 +76,7 @@ impl DeltaSink {
             table.opened(&identity).await?;
         }
         if self.keeper.is_none() {
-            let logs =
-                self.tables.iter().filter_map(|table| Some((table.delta.clone(), table.log.as_ref()?.another())));
+            let logs = self.tables.iter().filter_map(|table| Some((table.delta.clone(), table.log.clone()?)));
             self.keeper = Some(Keeper::start(logs.collect())?);
         }
         Ok(())
@@ -92,9 +85,6 @@ impl DeltaSink {
 
 impl Written {
     async fn opened(&mut self, identity: &Identity) -> Result<&mut Log> {
-        if self.log.as_ref().is_some_and(Log::is_stale) {
-            self.log = None;
-        }
         if self.log.is_none() {
             self.log = Some(Log::open(&self.delta.table, &self.delta.maintenance, identity).await?);
         }

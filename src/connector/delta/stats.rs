@@ -62,11 +62,13 @@ pub fn of_file(metadata: &ParquetMetaData, schema: &Schema) -> Result<String> {
             }
             Ok(best)
         };
-        for (bounds, of, wanted) in [(&mut minima, &lowest, Ordering::Less), (&mut maxima, &highest, Ordering::Greater)]
+        let bounds = (pick(&lowest, Ordering::Less)?, pick(&highest, Ordering::Greater)?);
+        // A day of the year 300,000 has no text.
+        if let (Some(lowest), Some(highest)) = bounds
+            && let (Ok(lowest), Ok(highest)) = (to_json(&lowest), to_json(&highest))
         {
-            if let Some(value) = pick(of, wanted)? {
-                bounds.insert(name.clone(), to_json(&value)?);
-            }
+            minima.insert(name.clone(), lowest);
+            maxima.insert(name.clone(), highest);
         }
     }
     let rows = metadata.file_metadata().num_rows();

@@ -158,25 +158,35 @@ impl Table {
         self.definition.schema.field(index).data_type()
     }
 
-    pub fn shares_folder(&self, other: &Self) -> bool {
-        let (a, b) = (&other.location, &self.location);
-        other.definition.name != self.definition.name
-            && a.url == b.url
-            && (a.path.prefix_matches(&b.path) || b.path.prefix_matches(&a.path))
-    }
-
-    pub fn shared_with(&self, other: &Self) -> Error {
-        let (one, two) = (&other.definition.name, &self.definition.name);
-        Error::user(format!("tables {one} and {two} share a folder"))
-            .at(self.definition.place.clone())
-            .hint("every file below a table's LOCATION is the table's: give each a folder of its own")
-    }
-
     pub fn failed(&self, what: &str) -> Error {
         let address = redact(&self.definition.location);
         let kind = if self.definition.stored_as == "DELTA" { "Delta" } else { "Parquet" };
         Error::external(format!("could not {what} {kind} table {}", self.definition.name)).at(address)
     }
+}
+
+/// Every file below the LOCATION of a PARQUET or DELTA table is the table's.
+///
+/// # Errors
+/// Of the user: of the tables that are written two share a folder, or one lies in that of another.
+pub fn folders_of_their_own(tables: &[Arc<TableDefinition>]) -> Result<()> {
+    let (mut seen, mut errors) = (Vec::<(&TableDefinition, Location)>::new(), vec![]);
+    for table in tables.iter().filter(|table| matches!(table.stored_as.as_str(), "PARQUET" | "DELTA")) {
+        let here = Location::of_table(table)?;
+        let shares = |(_, there): &&(&TableDefinition, Location)| {
+            there.url == here.url && (there.path.prefix_matches(&here.path) || here.path.prefix_matches(&there.path))
+        };
+        if let Some((other, _)) = seen.iter().find(shares) {
+            let error = Error::user(format!("tables {} and {} share a folder", other.name, table.name));
+            errors.push(
+                error
+                    .at(table.place.clone())
+                    .hint("every file below a table's LOCATION is the table's: give each a folder of its own"),
+            );
+        }
+        seen.push((table, here));
+    }
+    Error::all(errors).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

@@ -120,13 +120,16 @@ impl Group {
         let (mut path, mut values) = (vec![], vec![]);
         for (column, index) in columns.iter().zip(&table.partition_columns) {
             let name = table.definition.schema.field(*index).name();
+            let text = ArrayFormatter::try_new(column, &FormatOptions::new())?.value(row).try_to_string();
             let value = match column.is_null(row) {
                 true => None,
-                false => Some(ArrayFormatter::try_new(column, &FormatOptions::new())?.value(row).to_string()),
+                false => Some(text.as_deref().unwrap_or_default().to_string()),
             };
             let folder = layout::folder(name, value.as_deref());
             // Hive, Spark and DuckDB read an empty value as NULL or not at all.
             let refused = match value.as_deref() {
+                // A day of the year 300,000, say.
+                Some(_) if text.is_err() => Some("beyond what can be written as text".to_string()),
                 Some("") => Some("an empty string".to_string()),
                 Some(layout::NULL_VALUE) => Some("the name that stands for NULL".to_string()),
                 _ if folder.len() > layout::NAME_LENGTH => {

@@ -357,6 +357,8 @@ impl TableProvider for ParquetTable {
         let files = self.prune_by_bounds(state, &others, files)?;
         let mut options = state.default_table_options().parquet;
         options.global.pushdown_filters |= self.skips_rows(projection, &others);
+        // Spark's times of old: read as nanoseconds, those beyond the year 2262 would be others.
+        options.global.coerce_int96.get_or_insert_with(|| "us".into());
         let format = ParquetFormat::default().with_options(options);
         // Files beyond a LIMIT need not be looked at; with a filter none can be counted on.
         let enough = limit.filter(|_| others.is_empty()).unwrap_or(usize::MAX);

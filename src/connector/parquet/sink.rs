@@ -80,11 +80,6 @@ impl ParquetSink {
                 Err(error) => errors.push(error),
             }
         }
-        for (i, table) in tables.iter().enumerate() {
-            if let Some(other) = tables[..i].iter().find(|other| table.shares_folder(other)) {
-                errors.push(table.shared_with(other));
-            }
-        }
         if let Some(error) = Error::all(errors) {
             return Err(error);
         }

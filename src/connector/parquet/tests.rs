@@ -412,8 +412,12 @@ fn declarations_that_cannot_work() {
     }
     let mut inner = definition(&format!("{location}/inner"), &[]);
     inner.name = "lake.inner".into();
-    let error = ParquetSink::for_tables(&[Arc::new(definition(&location, &[])), Arc::new(inner)]).unwrap_err();
-    assert!(error.message().contains("share a folder"), "{error}");
+    for kind in ["PARQUET", "DELTA"] {
+        inner.stored_as = kind.into();
+        let tables = [Arc::new(definition(&location, &[])), Arc::new(inner.clone())];
+        let error = crate::connector::sinks(&tables).map(drop).unwrap_err();
+        assert!(error.message().contains("share a folder"), "{error}");
+    }
 }
 
 /// What a scan leaves to the plan shows as a filter above it.

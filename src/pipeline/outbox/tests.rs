@@ -296,7 +296,7 @@ async fn a_sink_that_lost_or_never_had_what_was_delivered_stops_the_pipeline() {
 
 #[tokio::test]
 async fn what_somebody_can_mend_in_the_sink_stops_nothing() {
-    for (wrong, words) in [(Error::user as fn(&str) -> Error, "no such table"), (Error::external, "wrong password")] {
+    for (of_user, words) in [(true, "no such table"), (false, "wrong password")] {
         let world = World::new().await;
         let outbox = world.outbox(1 << 20);
         let mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -304,7 +304,9 @@ async fn what_somebody_can_mend_in_the_sink_stops_nothing() {
             let mended = Arc::clone(&mended);
             Arc::new(move |_| {
                 let mended = mended.load(std::sync::atomic::Ordering::Relaxed);
-                Box::pin(async move { if mended { Ok(()) } else { Err(wrong(words)) } })
+                Box::pin(async move {
+                    if mended { Ok(()) } else { Err(if of_user { Error::user(words) } else { Error::external(words) }) }
+                })
             })
         };
         let opening = Opening { prepare, ..world.opening() };

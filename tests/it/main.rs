@@ -29,6 +29,7 @@ mod recovery;
 mod retention;
 mod s3;
 mod sample;
+mod schemas;
 mod secrets;
 mod secured;
 mod sink_contract;

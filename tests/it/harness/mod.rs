@@ -1,5 +1,6 @@
 //! What every end-to-end test stands on: servers of the environment, a [`World`] per test, the [`Program`] that runs in it.
 
+mod answering;
 mod elasticsearch;
 mod feeder;
 mod program;
@@ -9,6 +10,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+pub use answering::Answering;
 pub use elasticsearch::Elasticsearch;
 pub use feeder::Feeder;
 pub use program::Program;

@@ -21,6 +21,7 @@ mod demo;
 mod dimensions;
 mod drift;
 mod elasticsearch;
+mod http;
 mod kill;
 mod monitoring;
 mod outbox;

@@ -1,7 +1,7 @@
 //! The little of a schema registry's REST API that is needed, over one HTTP client.
 //!
 //! Each call is one attempt at each address in turn; who calls decides whether to try again ([`Error::is_retryable`]).
-//! Bodies have a limit, requests a time-out. No proxy of the environment is used: the brokers are not reached by one either.
+//! Bodies have a limit, requests a time-out. Proxies of the environment are used, as Elasticsearch's and S3's clients do.
 //! Credentials are in no error: addresses are printed through [`redact`], and taken out of reqwest's own errors.
 //!
 //! Source: Confluent, "Schema Registry API Reference"; the same API of Apicurio ("ccompat") and Karapace.
@@ -44,7 +44,7 @@ pub struct RegistryOptions {
     pub urls: Vec<String>,
     pub user: Option<String>,
     pub password: Option<String>,
-    /// A file of PEM certificates that are trusted beside those of the system.
+    /// A file of PEM certificates that are trusted, and no others.
     pub ca: Option<PathBuf>,
     /// Of one request.
     pub timeout: Duration,
@@ -111,7 +111,7 @@ impl Registry {
     /// # Errors
     /// Of the user: the file of certificates cannot be read.
     pub fn try_new(options: &RegistryOptions) -> Result<Self> {
-        let mut builder = Client::builder().timeout(options.timeout).connect_timeout(options.timeout).no_proxy();
+        let mut builder = Client::builder().timeout(options.timeout).connect_timeout(options.timeout);
         if let Some(ca) = &options.ca {
             let wrong = |cause: &dyn fmt::Display| {
                 Error::user(format!("option 'schema.registry.ca' names {}, which is not usable", ca.display()))
@@ -123,6 +123,7 @@ impl Registry {
             if certificates.is_empty() {
                 return Err(wrong(&"it has no certificate"));
             }
+            builder = builder.tls_built_in_root_certs(false);
             builder = certificates.into_iter().fold(builder, |builder, one| builder.add_root_certificate(one));
         }
         let client = builder.build();

@@ -14,14 +14,17 @@ CREATE VIEW scored AS
 SELECT *, round((event_count - mean) / nullif(stddev, 0), 4) AS z_score
 FROM population;
 
--- `window_end <= current_watermark()` waits until a window is closed: then no event can change it any more, and each
--- window is judged exactly once, with all its users.
+-- What counts as an anomaly. `window_end <= current_watermark()` waits until a window is closed: then no event can change it
+-- any more, and each window is judged exactly once, with all its users.
+CREATE VIEW judged AS
+SELECT *, event_count > ${ANOMALY_THRESHOLD:-5} AND z_score >= ${Z_THRESHOLD:-2.0} AS is_anomaly
+FROM scored
+WHERE window_end <= current_watermark();
+
 CREATE VIEW anomalies AS
 SELECT *, CASE WHEN z_score > 5 THEN 'high' WHEN z_score > 3 THEN 'medium' ELSE 'low' END AS severity
-FROM scored
-WHERE event_count > ${ANOMALY_THRESHOLD:-5}
-  AND z_score >= ${Z_THRESHOLD:-2.0}
-  AND window_end <= current_watermark();
+FROM judged
+WHERE is_anomaly;
 
 INSERT INTO db.anomalous_events
 SELECT user_id, window_start, window_end, event_count, mean, stddev, z_score, severity FROM anomalies;

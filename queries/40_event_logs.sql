@@ -6,9 +6,8 @@ SELECT 'anomaly' AS "type", window_start, window_end, user_id, event_count, mean
 -- One document for each window that a batch closes. Mean and deviation are those of the window, the same in all its rows.
 CREATE VIEW summaries AS
 SELECT window_start, window_end, mean, stddev, count(*) AS users, sum(event_count) AS events,
-       count(*) FILTER (WHERE event_count > ${ANOMALY_THRESHOLD:-5} AND z_score >= ${Z_THRESHOLD:-2.0}) AS anomalies
-FROM scored
-WHERE window_end <= current_watermark()
+       count(*) FILTER (WHERE is_anomaly) AS anomalies
+FROM judged
 GROUP BY window_start, window_end, mean, stddev;
 
 INSERT INTO es.summaries

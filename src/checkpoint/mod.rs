@@ -40,6 +40,7 @@ mod retain;
 pub mod s3;
 pub mod status;
 pub mod trouble;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::fs::File;

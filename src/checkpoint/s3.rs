@@ -26,12 +26,13 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    BackoffConfig, ClientOptions, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
     Result as StoreResult, RetryConfig,
 };
 
 use super::trouble::{cause, is_of_more};
+use super::trust::TrustOnly;
 use crate::connector::{OptionDoc, redact};
 use crate::point::point;
 use crate::{Error, Result};
@@ -57,7 +58,10 @@ pub const OPTIONS: &[OptionDoc] = &[
         "s3.virtual_hosted_style",
         "`true` or `false`: the bucket in the host's name, not in the path; default `AWS_VIRTUAL_HOSTED_STYLE_REQUEST`, else `false`",
     ),
-    ("s3.ca_file", "PEM file of authorities to trust beside the system's; default `AWS_CA_BUNDLE`"),
+    (
+        "s3.ca_file",
+        "PEM file of the authorities that may have signed the server's certificate, and no others; default `AWS_CA_BUNDLE`, else those of the system",
+    ),
 ];
 
 /// A request that is not answered for so long has failed.
@@ -106,17 +110,18 @@ impl Bucket {
     fn configured(name: &str, mut settings: BTreeMap<String, String>) -> Result<Self> {
         let failed = |what: &str| Error::user(format!("bucket {name:?} of S3 cannot be used: {what}"));
         let mut client = ClientOptions::new().with_timeout(REQUEST_LIMIT).with_connect_timeout(CONNECT_LIMIT);
+        let mut trust = None;
         if let Some(file) = settings.remove("aws_ca_bundle") {
             let unusable = |e: &dyn fmt::Display| {
                 let hint = "AWS_CA_BUNDLE, or 's3.ca_file', is a file in PEM";
                 failed("there are no certificates to trust").cause(format!("{file}: {e}")).hint(hint)
             };
             let pem = std::fs::read(&file).map_err(|e| unusable(&e))?;
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| unusable(&e))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(&e))?;
             if certificates.is_empty() {
                 return Err(unusable(&"it holds none"));
             }
-            client = certificates.into_iter().fold(client, ClientOptions::with_root_certificate);
+            trust = Some(TrustOnly(certificates));
         }
         let is_true = |name: &str| settings.get(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let endpoint = ENDPOINTS.iter().find_map(|name| settings.get(*name)).cloned();
@@ -131,6 +136,12 @@ impl Bucket {
                 let hint = "AWS_ENDPOINT_URL, or 's3.endpoint', begins with https:// or http://";
                 return Err(failed("the endpoint has no scheme").cause(cause).hint(hint));
             }
+            let host = endpoint.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
+            if host.contains('@') {
+                // S3 has no use for them, and they would be in the errors of each request.
+                let hint = "who we are say AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or 's3.access_key_id' and 's3.secret_access_key'";
+                return Err(failed("the endpoint has a user").cause(cause).hint(hint));
+            }
         }
         let endpoint = match is_true("aws_virtual_hosted_style_request") {
             true => endpoint.map(|endpoint| hosted(&endpoint, name)),
@@ -141,6 +152,11 @@ impl Bucket {
         let mut builder = AmazonS3Builder::new().with_retry(retry);
         for (name, value) in settings.iter().filter(|(name, _)| !ENDPOINTS.contains(&name.as_str())) {
             match name.parse() {
+                Ok(AmazonS3ConfigKey::Client(key)) if trust.is_some() && !TrustOnly::honours(key) => {
+                    let cause = format!("{} has no effect there", name.to_ascii_uppercase());
+                    let hint = "leave it out, or add the authority to those of the system";
+                    return Err(failed("a setting does not go with a file of authorities").cause(cause).hint(hint));
+                }
                 Ok(AmazonS3ConfigKey::Client(key)) => client = client.with_config(key, value),
                 Ok(key) => builder = builder.with_config(key, value),
                 // Of AWS's other tools.
@@ -149,6 +165,9 @@ impl Bucket {
         }
         if let Some(endpoint) = endpoint {
             builder = builder.with_endpoint(endpoint);
+        }
+        if let Some(trust) = trust {
+            builder = builder.with_http_connector(trust);
         }
         let built = builder.with_bucket_name(name).with_client_options(client).build();
         let inner = built.map_err(|e| {

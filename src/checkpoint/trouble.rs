@@ -55,6 +55,12 @@ pub fn explained(error: Error, of: &StoreError) -> Error {
             return error.hint("let the pipeline's user, or its key, read, write, list and delete there");
         }
         _ if text.contains("without LOCATION") => return error.hint("AWS_REGION is the region of the bucket"),
+        // Whatever is wrong with it, trying again mends nothing.
+        _ if text.contains("invalid peer certificate") => {
+            let hint =
+                "name the certificate of who has signed the server's: AWS_CA_BUNDLE, or 's3.ca_file' of the table";
+            return error.hint(hint);
+        }
         _ if text.contains("169.254.169.254") => {
             let hint = "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role";
             return error.hint(hint);

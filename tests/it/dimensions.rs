@@ -1,11 +1,14 @@
 //! Tables that a pipeline joins with: files and a database, read again while it runs, away, too large, behind.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::cli::{poundlock, text};
-use crate::harness::{Program, psql, wait_for};
+use crate::harness::{Program, Proxy, Way, psql, wait_for};
 use crate::recovery::project::{LIMIT, Project, Servers, contains};
 
 /// Events with a key, and a table in SQLite for what they were joined with.
@@ -368,6 +371,155 @@ INSERT INTO db.named SELECT id, name FROM kafka.events e JOIN db.users u ON u.k 
     let log = program.succeed(LIMIT);
     assert_eq!(log.matches("the replica cannot be read").count(), 1, "{log}");
     assert!(!log.contains("hidden"), "{log}");
+}
+
+const USERS: &str = "
+CREATE EXTERNAL TABLE db.users (k VARCHAR, name VARCHAR) STORED AS DATABASE LOCATION '${POSTGRES}'
+  OPTIONS ('replica' '${REPLICA:-}', 'refresh' '100 ms', 'connect_timeout' '1 second', 'timeout' '1 second');
+INSERT INTO db.named SELECT id, name FROM kafka.events e JOIN db.users u ON u.k = e.k;
+";
+
+/// Its first rows are those of the replica: half of one and half of another are nobody's.
+#[test]
+#[ignore = "needs PostgreSQL with a replica: make test"]
+fn of_a_replica_that_fails_after_its_first_rows_none_count() {
+    let mut project = project(USERS);
+    let database = Database::new(&mut project);
+    let replica = of_server(&variable("DATABASE_REPLICA_URL"), &database.name);
+    // Ten thousand rows on the way, then an error, where it is a replica that is asked.
+    database.sql(
+        "CREATE TABLE people (k text, name text); INSERT INTO people VALUES ('a', 'first');
+         CREATE FUNCTION fails(n int) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+           IF n > 10000 AND pg_is_in_recovery() THEN RAISE EXCEPTION 'of the replica' USING ERRCODE = 'XX001'; END IF;
+           RETURN 'b';
+         END $$;
+         CREATE VIEW users AS
+         SELECT k, CASE WHEN pg_is_in_recovery() THEN 'of a replica' ELSE name END AS name FROM people
+         UNION ALL SELECT fails(n), '' FROM generate_series(1, 20000) n",
+    );
+    let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{}'", database.name);
+    wait_for("the replica", LIMIT, || {
+        let server = variable("DATABASE_REPLICA_URL");
+        let view = "SELECT to_regclass('users') IS NOT NULL";
+        (psql(&server, &known).trim() == "1" && psql(&replica, view).trim() == "t").then_some(())
+    });
+    project.environment.insert("REPLICA", replica);
+    let failed = "the replica cannot be read, the primary is read instead";
+    // At a start: read again, of the primary.
+    let mut program = start(&project);
+    contains(&program.log(), &[failed, "of the replica", "could not read the dimension, trying again"]);
+    let mut id = 0;
+    comes(&project, &mut program, &mut id, "first");
+    database.sql("UPDATE people SET name = 'second'");
+    comes(&project, &mut program, &mut id, "second");
+    program.interrupt();
+    program.succeed(LIMIT);
+    assert!(named(&project).iter().all(|row| !row.ends_with("of a replica")), "{:?}", named(&project));
+}
+
+/// What a server that hangs does before it does.
+#[derive(Debug, Clone, Copy)]
+enum Hangs {
+    /// It takes connections.
+    AtOnce,
+    /// It lets everybody in.
+    AfterLogIn,
+    /// It answers the first statement.
+    AfterAStatement,
+}
+
+/// Takes connections on a port of its own; its address. It ends with the test's process.
+fn hanging(hangs: Hangs) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut held = vec![];
+        for mut client in listener.incoming().flatten() {
+            let answer = |client: &mut TcpStream, bytes: &[u8]| client.write_all(bytes).is_ok();
+            // A message of a client: but for the first one, a letter; its length; the rest.
+            let read = |client: &mut TcpStream, letter: usize| {
+                let mut head = vec![0; letter + 4];
+                client.read_exact(&mut head).unwrap();
+                let length = u32::from_be_bytes(head[letter..].try_into().unwrap()) as usize;
+                client.read_exact(&mut vec![0; length - 4]).unwrap();
+            };
+            const READY: &[u8] = b"Z\0\0\0\x05I";
+            if !matches!(hangs, Hangs::AtOnce) {
+                read(&mut client, 0);
+                answer(&mut client, &[b"R\0\0\0\x08\0\0\0\0", READY].concat());
+            }
+            if matches!(hangs, Hangs::AfterAStatement) {
+                read(&mut client, 1);
+                answer(&mut client, &[b"C\0\0\0\x08SET\0", READY].concat());
+            }
+            held.push(client);
+        }
+    });
+    format!("postgres://postgres@127.0.0.1:{port}/hangs")
+}
+
+#[test]
+fn a_server_that_hangs_is_an_error_at_a_start() {
+    std::thread::scope(|scope| {
+        for (hangs, says) in
+            [(Hangs::AtOnce, "in time"), (Hangs::AfterLogIn, "in time"), (Hangs::AfterAStatement, "no answer from")]
+        {
+            scope.spawn(move || {
+                let mut project = project(USERS);
+                project.environment.insert("POSTGRES", hanging(hangs));
+                let began = Instant::now();
+                let log = project.refused(&[]);
+                let (_, error) = log.rsplit_once("\nerror: ").unwrap();
+                contains(error, &[says, "127.0.0.1"]);
+                contains(&log, &["could not read the dimension, trying again"]);
+                assert!(began.elapsed() < Duration::from_secs(50), "{hangs:?}: {:?}", began.elapsed());
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: make test"]
+fn a_server_that_hangs_leaves_the_last_rows_and_a_replica_that_does_the_primary() {
+    let mut project = project(USERS);
+    let database = Database::new(&mut project);
+    database.sql("CREATE TABLE users (k text, name text); INSERT INTO users VALUES ('a', 'first')");
+    let (user, rest) = database.url.split_once('@').unwrap();
+    let (place, name) = rest.split_once('/').unwrap();
+    let way = Proxy::start(place);
+    let through = way.url().replace("http://", &format!("{user}@"));
+    project.environment.insert("POSTGRES", format!("{through}/{name}"));
+    let mut program = start(&project);
+    let mut id = 0;
+    comes(&project, &mut program, &mut id, "first");
+    way.set(Way::Frozen);
+    says(&mut program, "dimension keeps its last rows");
+    let last = id;
+    wait_for("events that are joined with the last rows", LIMIT, || {
+        program.must_live();
+        id += 1;
+        produce(&project, id);
+        (named(&project).len() as i64 > last + 5).then_some(())
+    });
+    assert!(named(&project).iter().all(|row| row.ends_with("|first")));
+    database.sql("UPDATE users SET name = 'second'");
+    way.set(Way::Open);
+    comes(&project, &mut program, &mut id, "second");
+    says(&mut program, "dimension is read again");
+    assert_eq!(program.log().matches("dimension keeps its last rows").count(), 1, "{}", program.log());
+    program.interrupt();
+    program.succeed(LIMIT);
+
+    for hangs in [Hangs::AtOnce, Hangs::AfterLogIn, Hangs::AfterAStatement] {
+        project.environment.insert("REPLICA", hanging(hangs));
+        let mut program = start(&project);
+        contains(&program.log(), &["the replica cannot be read, the primary is read instead"]);
+        let name = format!("{hangs:?}");
+        database.sql(&format!("UPDATE users SET name = '{name}'"));
+        comes(&project, &mut program, &mut id, &name);
+        program.interrupt();
+        program.succeed(LIMIT);
+    }
 }
 
 #[test]

@@ -1,23 +1,24 @@
 //! Sinks with an outbox, end to end: dead ones stop nothing, and have everything once when they are back.
 //!
 //! ```text
-//! events ─▶ db.shares, lake.events (required)         a file of SQLite that is locked: a dead database
-//!        └▶ es.copies or late.copies (outbox)         a real Elasticsearch that is killed, by pid
+//! events ─▶ db.shares, lake.events (required)
+//!        └▶ late.copies (outbox)                      a file of SQLite that is locked: a dead database
+//!           es.copies, late.copies, …                 real servers that are killed, by pid: outbox/killed.rs
 //! ```
 
-mod server;
+mod killed;
+mod servers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cli::{poundlock, text};
 use crate::harness::{Program, wait_for};
 use crate::recovery::contents::{self, messages};
 use crate::recovery::project::{LIMIT, Project, QUERIES, Servers, contains};
-use server::OwnElasticsearch;
 
 fn event(id: i64) -> String {
     format!("{{\"id\":{id},\"k\":\"a\",\"n\":1,\"ts\":\"2024-01-01T00:00:00\"}}")
@@ -417,116 +418,4 @@ fn status_of_what_never_ran_says_so() {
     let output = poundlock(project.folder.path(), &["status"]).envs(&project.environment).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     contains(&text(&output.stderr), &["has no checkpoint in", "has it run?"]);
-}
-
-/// With an outbox for Elasticsearch, in the project of the recovery tests.
-fn with_outbox_for_elasticsearch(project: &Project) {
-    let queries = QUERIES.replace("'bulk.rows' '3'", "'bulk.rows' '3', 'timeout' '2 seconds', 'delivery' 'outbox'");
-    project.write(&queries);
-}
-
-fn document_ids(server: &OwnElasticsearch, index: &str) -> Vec<i64> {
-    let documents = server.client().documents(index);
-    let mut ids: Vec<i64> = documents.iter().map(|(_, document)| document["id"].as_i64().unwrap()).collect();
-    ids.sort_unstable();
-    ids
-}
-
-/// A real server, killed for a while: the others go on, and all documents are there once when it is back.
-#[test]
-#[ignore = "needs Elasticsearch: make test"]
-fn elasticsearch_is_killed_and_nothing_stops() {
-    let mut server = OwnElasticsearch::start();
-    let mut project = Project::new(Servers::Embedded);
-    project.environment.insert("ES_URL", server.url());
-    with_outbox_for_elasticsearch(&project);
-    let index = format!("{}_copies", project.name);
-    let mapping = json!({ "mappings": { "dynamic": false, "properties": { "id": { "type": "short" } } } });
-    server.client().put(&index, &mapping);
-    let mut program = project.start(&[], "");
-    says(&mut program, "pipeline is running");
-    let goes_on = |program: &mut Program, to: i64| {
-        wait_for("the required sinks", LIMIT, || {
-            program.must_live();
-            (project.ids("shares").len() as i64 == to && project.lake().len() as i64 == to).then_some(())
-        });
-    };
-    produce(&project, 0..50);
-    goes_on(&mut program, 50);
-    wait_for("the first documents", LIMIT, || (document_ids(&server, &index).len() == 50).then_some(()));
-
-    server.kill();
-    for stage in 1..5 {
-        produce(&project, stage * 50..stage * 50 + 50);
-        goes_on(&mut program, stage * 50 + 50);
-    }
-    let sink = told(&project, "open");
-    assert!(sink["error"].as_str().unwrap().contains("127.0.0.1"), "{sink:#}");
-    program.kill();
-    // A start while it is dead.
-    let mut program = project.start(&[], "");
-    says(&mut program, "pipeline is running");
-    produce(&project, 250..299);
-    // The mapping has no room for it.
-    produce(&project, 100_000..100_001);
-    goes_on(&mut program, 300);
-    told(&project, "open");
-
-    server.start_again();
-    says(&mut program, "circuit closed");
-    let expected: Vec<i64> = (0..299).collect();
-    wait_for("all documents", LIMIT, || {
-        program.must_live();
-        (document_ids(&server, &index) == expected).then_some(())
-    });
-    let dead = wait_for("the dead letter", LIMIT, || {
-        program.must_live();
-        messages(&project, project.topic("DEAD")).pop()
-    });
-    contains(&dead, &["document_parsing_exception", "\"sink\":\"es.copies\""]);
-    told(&project, "closed");
-    // Killed while it delivers what has come meanwhile.
-    server.kill();
-    produce(&project, 300..400);
-    goes_on(&mut program, 400);
-    server.start_again();
-    wait_for("some more documents", LIMIT, || (document_ids(&server, &index).len() > 299).then_some(()));
-    program.kill();
-    project.run(&["--close-windows"]);
-    let expected: Vec<i64> = (0..299).chain(300..400).collect();
-    assert_eq!(document_ids(&server, &index), expected);
-    // The counts of windows, brought up to date out of the outbox: the newest stays.
-    let counts = server.client().documents(&format!("{}_counts", project.name));
-    let total: i64 = counts.iter().map(|(_, document)| document["n"].as_i64().unwrap()).sum();
-    assert_eq!(total, 400);
-    assert_eq!(messages(&project, project.topic("DEAD")).len(), 1);
-}
-
-/// A required sink makes its batch wait: it is told for what, and nothing is skipped.
-#[test]
-#[ignore = "needs Elasticsearch: make test"]
-fn a_required_sink_that_dies_is_waited_for_and_told() {
-    let mut server = OwnElasticsearch::start();
-    let mut project = Project::new(Servers::Embedded);
-    project.environment.insert("ES_URL", server.url());
-    project.write(&QUERIES.replace("'bulk.rows' '3'", "'bulk.rows' '3', 'timeout' '2 seconds'"));
-    let mut program = project.start(&[], "");
-    says(&mut program, "pipeline is running");
-    server.kill();
-    produce(&project, 0..20);
-    let sink = wait_for("its circuit to open", LIMIT, || {
-        program.must_live();
-        let status = status(&project);
-        let sinks = status["sinks"].as_array().unwrap().clone();
-        sinks.into_iter().find(|sink| sink["circuit"] == "open" || sink["circuit"] == "half_open")
-    });
-    assert!(sink["delivery"] == "required" && sink["name"].as_str().unwrap().starts_with("elasticsearch"), "{sink:#}");
-    contains(&program.log(), &["circuit open, could not write; its batch waits, and with it all that follow"]);
-    server.start_again();
-    says(&mut program, "circuit closed");
-    let index = format!("{}_copies", project.name);
-    wait_for("all documents", LIMIT, || (document_ids(&server, &index).len() == 20).then_some(()));
-    program.interrupt();
-    program.succeed(LIMIT);
-    assert_eq!(project.ids("shares"), (0..20).collect::<Vec<_>>());
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -180,23 +181,25 @@ fn what_cannot_work_is_told_with_what_helps() {
 }
 
 /// A server of the test's own, killed when dropped.
-struct Secured {
+pub struct Secured {
     server: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Secured {
-    fn start(certificates: &Certificates, folder: &std::path::Path) -> Self {
+    /// With one bucket, and one user: id and secret of its key.
+    pub fn start(certificates: &Certificates, folder: &Path, bucket: &str, (id, secret): (&str, &str)) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        fs::create_dir_all(folder.join("lake")).unwrap();
-        let (key, secret) = (std::env::var("AWS_ACCESS_KEY_ID"), std::env::var("AWS_SECRET_ACCESS_KEY"));
+        for name in [&format!("disk/{bucket}"), "sidecar"] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+        }
         let server = Command::new(std::env::var("S3_SERVER").expect("S3_SERVER: run this through `make test`"))
             .args(["--quiet", "--port", &format!("127.0.0.1:{port}")])
             .args(["--cert", &certificates.path("server.pem"), "--key", &certificates.path("server.key")])
-            .args(["posix", "--nometa"])
-            .arg(folder)
-            .env("ROOT_ACCESS_KEY", key.unwrap())
-            .env("ROOT_SECRET_KEY", secret.unwrap())
+            .args(["posix", "--sidecar"])
+            .args([folder.join("sidecar"), folder.join("disk")])
+            .env("ROOT_ACCESS_KEY", id)
+            .env("ROOT_SECRET_KEY", secret)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -217,9 +220,10 @@ impl Drop for Secured {
 #[ignore = "needs S3: make test"]
 fn a_server_is_known_by_the_authority_that_signed_its_certificate() {
     let (certificates, folder) = (Certificates::make(), tempfile::tempdir().unwrap());
-    let server = Secured::start(&certificates, folder.path());
+    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|name| std::env::var(name).unwrap());
+    let server = Secured::start(&certificates, folder.path(), "lake", (&id, &secret));
     let read = |variables: &[(&str, &str)]| {
-        fs::write(folder.path().join("lake/users.csv"), "id,name\n1,Ann\n2,Bob\n").unwrap();
+        fs::write(folder.path().join("disk/lake/users.csv"), "id,name\n1,Ann\n2,Bob\n").unwrap();
         let sql = "CREATE EXTERNAL TABLE users (id BIGINT, name VARCHAR) STORED AS CSV LOCATION 's3://lake/users.csv'
                    OPTIONS ('s3.ca_file' '${TRUSTED:-}')";
         let queries = folder.path().join("queries");
@@ -227,16 +231,20 @@ fn a_server_is_known_by_the_authority_that_signed_its_certificate() {
         fs::write(queries.join("all.sql"), sql).unwrap();
         let mut command = crate::cli::poundlock(folder.path(), &["sql", "queries", "--format", "csv", "-c"]);
         command.arg("SELECT string_agg(name, '+' ORDER BY id) AS names FROM users");
-        let output = command.env("AWS_ENDPOINT_URL", &server.url).env("AWS_ALLOW_HTTP", "false");
-        let output = output.envs(variables.iter().copied()).output().unwrap();
+        command.env("AWS_ENDPOINT_URL", &server.url).env("AWS_ALLOW_HTTP", "false").env("AWS_CA_BUNDLE", "");
+        let output = command.envs(variables.iter().copied()).output().unwrap();
         format!("{}{}", text(&output.stdout), text(&output.stderr))
     };
     let (ca, other) = (certificates.path("ca.pem"), certificates.path("other-ca.pem"));
-    for trusted in [("AWS_CA_BUNDLE", ca.as_str()), ("TRUSTED", ca.as_str())] {
+    for trusted in [("AWS_CA_BUNDLE", ca.as_str()), ("TRUSTED", ca.as_str()), ("SSL_CERT_FILE", ca.as_str())] {
         contains(&read(&[trusted]), &["Ann+Bob"]);
     }
-    for untrusted in [vec![], vec![("AWS_CA_BUNDLE", other.as_str())]] {
-        contains(&read(&untrusted), &["certificate"]);
+    // The last: with a file the authorities of the system do not count.
+    let not_of_file = vec![("AWS_CA_BUNDLE", other.as_str()), ("SSL_CERT_FILE", ca.as_str())];
+    for untrusted in [vec![], vec![("AWS_CA_BUNDLE", other.as_str())], not_of_file] {
+        contains(&read(&untrusted), &["invalid peer certificate", "hint: name the certificate of who has signed"]);
     }
     contains(&read(&[("AWS_CA_BUNDLE", "/nowhere.pem")]), &["no certificates to trust", "/nowhere.pem"]);
+    let odd = read(&[("AWS_CA_BUNDLE", ca.as_str()), ("AWS_POOL_IDLE_TIMEOUT", "1s")]);
+    contains(&odd, &["does not go with a file of authorities", "AWS_POOL_IDLE_TIMEOUT has no effect there"]);
 }

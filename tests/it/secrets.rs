@@ -18,15 +18,24 @@ use walkdir::WalkDir;
 use crate::cli::poundlock;
 use crate::elasticsearch::proxy::{Certificates, Proxy};
 use crate::harness::{Elasticsearch, create_topics, psql, wait_for};
+use crate::recovery::{
+    self,
+    project::{Project, Servers},
+};
+use crate::s3::Secured;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
 const DATABASE: &str = "database-planted-0f3b";
 const ELASTICSEARCH: &str = "es-planted-51e9";
 const REGISTRY: &str = "registry-planted-77a2";
+const API_KEY: &str = "key-1:api-key-planted-2d40";
+const S3_OF_ENVIRONMENT: &str = "s3-env-planted-8b1e";
+const S3_OF_OPTIONS: &str = "s3-own-planted-63fa";
 const WRONG: &str = "wrong-planted-c4d8";
-/// `me:` and the first, `reg:` and the second.
+/// `me:` and the password, the API key, `reg:` and the password, as they are sent.
 const BASIC_OF_ELASTICSEARCH: &str = "Basic bWU6ZXMtcGxhbnRlZC01MWU5";
+const KEY_OF_ELASTICSEARCH: &str = "ApiKey a2V5LTE6YXBpLWtleS1wbGFudGVkLTJkNDA=";
 const BASIC_OF_REGISTRY: &str = "Basic cmVnOnJlZ2lzdHJ5LXBsYW50ZWQtNzdhMg==";
 
 const QUERIES: &str = "
@@ -39,7 +48,7 @@ STORED AS KAFKA LOCATION '${NAME}-dead' OPTIONS (KAFKA, 'role' 'dead_letters');
 CREATE EXTERNAL TABLE db.rows (id BIGINT, text VARCHAR) STORED AS DATABASE LOCATION '${DATABASE_URL}';
 CREATE EXTERNAL TABLE lake (id BIGINT) STORED AS PARQUET LOCATION 'lake';
 CREATE EXTERNAL TABLE documents (id BIGINT, PRIMARY KEY (id)) STORED AS ELASTICSEARCH LOCATION '${ES_URL}'
-OPTIONS ('index' '${NAME}', 'username' 'me', 'password' '${ES_PASSWORD}', 'ca_file' '${CA}');
+OPTIONS ('index' '${NAME}', ES_USER, 'ca_file' '${CA}');
 CREATE VIEW valid AS SELECT id, text FROM events WHERE _error IS NULL;
 INSERT INTO dead (error, stage, raw) SELECT _error, 'validation', _raw FROM events WHERE _error IS NOT NULL;
 INSERT INTO copy SELECT id, text FROM valid;
@@ -48,10 +57,38 @@ INSERT INTO lake SELECT id FROM valid;
 INSERT INTO documents SELECT id FROM valid;
 ";
 
+/// How Elasticsearch is told who we are.
+const BY_PASSWORD: &str = "'username' 'me', 'password' '${ES_PASSWORD}'";
+const BY_KEY: &str = "'api_key' '${ES_API_KEY}'";
+
 const KAFKA: &str = "'brokers' '${KAFKA_TLS_BROKERS}', 'kafka.security.protocol' 'sasl_ssl', 'kafka.ssl.ca.location' '${KAFKA_TLS_CA}',
   'kafka.sasl.mechanism' 'SCRAM-SHA-512', 'kafka.sasl.username' 'poundlock', 'kafka.sasl.password' '${file:kafka-password}',
   'schema.registry.url' '${REGISTRY_URL}', 'schema.registry.user' 'reg', 'schema.registry.password' '${REGISTRY_PASSWORD}',
   'schema.registry.ca' '${CA}', 'schema.registry.timeout' '20 seconds'";
+
+fn queries(es_user: &str) -> String {
+    QUERIES.replace("KAFKA,", &format!("{KAFKA},")).replace("ES_USER", es_user)
+}
+
+/// The first of these secrets in a text, with what stands before it.
+fn found(text: &str, secrets: &[&str]) -> Option<String> {
+    let (at, secret) = secrets.iter().find_map(|secret| Some((text.find(secret)?, secret)))?;
+    let from = (0..=at.saturating_sub(200)).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    Some(format!("{secret}: …{}", &text[from..at + secret.len()]))
+}
+
+/// All files below a folder but this one; how many there are.
+fn search(folder: &Path, but: &str, secrets: &[&str]) -> usize {
+    let files = WalkDir::new(folder).into_iter().map(Result::unwrap);
+    let files = files.filter(|entry| entry.file_type().is_file() && entry.file_name() != but);
+    let look = |entry: walkdir::DirEntry| {
+        let bytes = fs::read(entry.path()).unwrap();
+        if let Some(found) = found(&String::from_utf8_lossy(&bytes), secrets) {
+            panic!("{} shows {found}", entry.path().display());
+        }
+    };
+    files.map(look).count()
+}
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this through `make test`"))
@@ -70,18 +107,10 @@ impl Planted {
         let name = format!("secrets-{}", uuid::Uuid::new_v4().simple());
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("queries")).unwrap();
-        fs::write(folder.path().join("queries/all.sql"), QUERIES.replace("KAFKA,", &format!("{KAFKA},"))).unwrap();
+        fs::write(folder.path().join("queries/all.sql"), queries(BY_PASSWORD)).unwrap();
         fs::write(folder.path().join("kafka-password"), variable("KAFKA_TLS_PASSWORD")).unwrap();
         let brokers = variable("KAFKA_BROKERS");
         create_topics(&brokers, &[(&name, 1), (&format!("{name}-copy"), 1), (&format!("{name}-dead"), 1)], &[]);
-        let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
-        // A row for all; one that does not decode; one that the database cannot hold.
-        for payload in ["{\"id\":1,\"text\":\"a\"}", "no JSON", "{\"id\":2,\"text\":\"nul \\u0000\"}"] {
-            let record: BaseRecord<str, str> = BaseRecord::to(&name).payload(payload);
-            producer.send(record).map_err(|(error, _)| error).unwrap();
-        }
-        producer.flush(PATIENCE).unwrap();
-
         let server_url = variable("DATABASE_URL");
         let role = name.replace('-', "_");
         psql(&server_url, &format!("CREATE ROLE {role} LOGIN PASSWORD '{DATABASE}'"));
@@ -91,7 +120,7 @@ impl Planted {
         let database = format!("postgres://{role}:{DATABASE}@{place}/{role}?sslmode=verify-full&sslrootcert={root}");
 
         let (server, certificates) = (Elasticsearch::of_environment(), Certificates::make());
-        let search = Proxy::start(&certificates, &server.url, &[BASIC_OF_ELASTICSEARCH]);
+        let search = Proxy::start(&certificates, &server.url, &[BASIC_OF_ELASTICSEARCH, KEY_OF_ELASTICSEARCH]);
         let registry = variable("SCHEMA_REGISTRY_URL");
         let (host, path) = registry.trim_start_matches("http://").split_once('/').unwrap();
         let registry = Proxy::start(&certificates, host, &[BASIC_OF_REGISTRY]);
@@ -100,6 +129,7 @@ impl Planted {
             ("DATABASE_URL", database),
             ("ES_URL", search.url()),
             ("ES_PASSWORD", ELASTICSEARCH.to_string()),
+            ("ES_API_KEY", API_KEY.to_string()),
             ("REGISTRY_URL", format!("{}/{path}", registry.url())),
             ("REGISTRY_PASSWORD", REGISTRY.to_string()),
             ("CA", certificates.path("ca.pem")),
@@ -108,7 +138,23 @@ impl Planted {
         ];
         let planted = Self { name, folder, certificates, environment, server };
         psql(&planted.of("DATABASE_URL"), "CREATE TABLE rows (id bigint, text text)");
+        // A row for all; one that does not decode; one that the database cannot hold.
+        planted.produce(&["{\"id\":1,\"text\":\"a\"}", "no JSON", "{\"id\":2,\"text\":\"nul \\u0000\"}"]);
         planted
+    }
+
+    fn produce(&self, payloads: &[&str]) {
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", variable("KAFKA_BROKERS")).create().unwrap();
+        for payload in payloads {
+            let record: BaseRecord<str, str> = BaseRecord::to(&self.name).payload(payload);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+    }
+
+    fn write(&self, queries: &str) {
+        fs::write(self.folder.path().join("queries/all.sql"), queries).unwrap();
     }
 
     fn of(&self, name: &str) -> String {
@@ -130,14 +176,18 @@ impl Planted {
         }
     }
 
-    /// A secret in a text, with what stands before it.
     fn secret(text: &str) -> Option<String> {
-        let kafka = variable("KAFKA_TLS_PASSWORD");
-        let basic = [BASIC_OF_ELASTICSEARCH, BASIC_OF_REGISTRY].map(|header| header.trim_start_matches("Basic "));
-        let secrets = [DATABASE, ELASTICSEARCH, REGISTRY, WRONG, &kafka, basic[0], basic[1]];
-        let (at, secret) = secrets.iter().find_map(|secret| Some((text.find(secret)?, secret)))?;
-        let from = (0..=at.saturating_sub(200)).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-        Some(format!("{secret}: …{}", &text[from..at + secret.len()]))
+        found(text, &Self::secrets().iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// As they are given, and as they are sent.
+    fn secrets() -> Vec<String> {
+        let (_, key) = API_KEY.split_once(':').unwrap();
+        let sent = [BASIC_OF_ELASTICSEARCH, KEY_OF_ELASTICSEARCH, BASIC_OF_REGISTRY];
+        let sent = sent.map(|header| header.split_once(' ').unwrap().1);
+        let given = [DATABASE, ELASTICSEARCH, key, REGISTRY, WRONG];
+        let all = given.into_iter().chain(sent).map(str::to_string);
+        all.chain([variable("KAFKA_TLS_PASSWORD")]).collect()
     }
 
     /// Everything in a topic, with keys and headers.
@@ -186,6 +236,14 @@ fn no_secret_is_left_anywhere() {
     assert_eq!(psql(&planted.of("DATABASE_URL"), "SELECT id FROM rows").trim(), "1");
     assert_eq!(planted.server.documents(&planted.name).len(), 2);
 
+    // The same with a key for Elasticsearch.
+    planted.write(&queries(BY_KEY));
+    planted.produce(&["{\"id\":3,\"text\":\"c\"}"]);
+    let (code, log) = planted.output(&["run", "--until-caught-up"], &trace);
+    assert_eq!(code, Some(0), "{log}");
+    planted.has_none("the log", &log);
+    assert_eq!(planted.server.documents(&planted.name).len(), 3);
+
     // What it prints of itself.
     for arguments in [
         &["check"][..],
@@ -207,14 +265,9 @@ fn no_secret_is_left_anywhere() {
     }
 
     // What it stored: checkpoint with plans and programs, the lake, the database with its records, topics, documents.
-    let mut files = 0;
-    for entry in WalkDir::new(planted.folder.path()).into_iter().map(Result::unwrap) {
-        if entry.file_type().is_file() && entry.file_name() != "kafka-password" {
-            files += 1;
-            let bytes = fs::read(entry.path()).unwrap();
-            planted.has_none(&entry.path().display().to_string(), &String::from_utf8_lossy(&bytes));
-        }
-    }
+    let secrets = Planted::secrets();
+    let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+    let files = search(planted.folder.path(), "kafka-password", &secrets);
     assert!(files > 8 && Path::new(&planted.folder.path().join("checkpoint")).is_dir(), "{files} files");
     let url = planted.of("DATABASE_URL");
     let tables =
@@ -259,8 +312,18 @@ fn nor_in_an_error_of_a_start_that_fails() {
         (vec![("REGISTRY_URL", with_user(&registry, "reg").replace("https", "htps"))], "does not begin with http"),
         (vec![("CA", other.clone())], "certificate"),
     ];
+    let of_key = |key: String, says| (vec![("ES_API_KEY", key)], says);
+    let faults_of_key = vec![
+        of_key(format!("key-1:{WRONG}"), "status 401"),
+        of_key(WRONG.into(), "status 401"),
+        of_key(format!("key-1:{WRONG}\n"), "has characters that no header can have"),
+        (vec![("ES_URL", with_user(&search, "me"))], "is given beside a user"),
+    ];
+    let faults = faults.into_iter().map(|fault| (BY_PASSWORD, fault));
+    let faults = faults.chain(faults_of_key.into_iter().map(|fault| (BY_KEY, fault)));
     let mut wrong = vec![];
-    for (environment, says) in &faults {
+    for (es_user, (environment, says)) in faults {
+        planted.write(&queries(es_user));
         let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let (code, text) =
             planted.output(&["run", "--until-caught-up"], &[&environment[..], &[("POUNDLOCK_LOG", "trace")]].concat());
@@ -285,15 +348,98 @@ fn nor_in_an_error_of_a_start_that_fails() {
         ("'kafka.sasl.username'", "'kafka.sasl.usrname'"),
         ("id BIGINT, text VARCHAR)", "id BIGNT, text VARCHAR)"),
         ("'username' 'me'", "'usernme' 'me'"),
+        ("'username' 'me', 'password'", "'api_kei'"),
         ("STORED AS DATABASE LOCATION", "STORED AS DATABASE LOKATION"),
     ] {
-        let sql = QUERIES.replace("KAFKA,", &format!("{KAFKA},"));
+        let sql = queries(BY_PASSWORD);
         assert!(sql.contains(from), "{from}");
-        fs::write(planted.folder.path().join("queries/all.sql"), sql.replace(from, to)).unwrap();
+        planted.write(&sql.replace(from, to));
         for verb in [&["check"][..], &["run", "--until-caught-up"]] {
             let (code, text) = planted.output(verb, &[]);
             assert!(code != Some(0) && text.contains("queries/all.sql:"), "{to}: {text}");
             planted.has_none(to, &text);
         }
     }
+}
+
+/// Keys of the environment for the checkpoint, others in OPTIONS for the lake, each for a server of its own.
+#[test]
+#[ignore = "needs S3: make test"]
+fn nor_are_the_keys_of_s3() {
+    let (certificates, folders) = (Certificates::make(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let of_environment = Secured::start(&certificates, folders[0].path(), "plans", ("env-id", S3_OF_ENVIRONMENT));
+    let of_options = Secured::start(&certificates, folders[1].path(), "lake", ("own-id", S3_OF_OPTIONS));
+    let secrets = [S3_OF_ENVIRONMENT, S3_OF_OPTIONS, WRONG];
+    let has_none = |what: &str, text: &str| {
+        if let Some(found) = found(text, &secrets) {
+            panic!("{what} shows {found}");
+        }
+    };
+    let mut project = Project::new(Servers::Embedded);
+    let own = "PARTITIONED BY (k VARCHAR) OPTIONS ('s3.endpoint' '${LAKE_ENDPOINT}', 's3.access_key_id' 'own-id',
+        's3.secret_access_key' '${LAKE_SECRET}', 's3.session_token' '${LAKE_TOKEN:-}')";
+    let sql = recovery::project::QUERIES.replace("PARTITIONED BY (k VARCHAR)", own);
+    project.write(&sql);
+    project.environment.extend(
+        [
+            ("LAKE", "s3://lake"),
+            ("CHECKPOINT_BASE", "s3://plans/checkpoint"),
+            ("AWS_CA_BUNDLE", &certificates.path("ca.pem")),
+            ("AWS_ACCESS_KEY_ID", "env-id"),
+            ("AWS_SECRET_ACCESS_KEY", S3_OF_ENVIRONMENT),
+            ("AWS_ENDPOINT_URL", &of_environment.url),
+            ("AWS_ALLOW_HTTP", "false"),
+            ("LAKE_ENDPOINT", &of_options.url),
+            ("LAKE_SECRET", S3_OF_OPTIONS),
+            ("POUNDLOCK_LOG", "trace"),
+        ]
+        .map(|(name, value)| (name, value.to_string())),
+    );
+    project.feed(0);
+    let log = project.run(&[]);
+    assert!(log.contains("TRACE"), "the log is the whole log");
+    has_none("the log", &log);
+    for arguments in [
+        &["check"][..],
+        &["status"],
+        &["sql", "-c", "SELECT count(*) FROM lake.events; SHOW CREATE TABLE lake.events"],
+        &["sql", "-c", "EXPLAIN VERBOSE SELECT * FROM lake.events; SELECT * FROM information_schema.df_settings"],
+    ] {
+        let output = crate::cli::poundlock(project.folder.path(), arguments).envs(&project.environment).output();
+        let output = output.unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(!text.is_empty(), "{arguments:?}");
+        has_none(&format!("{arguments:?}"), &text);
+    }
+    let stored = folders.each_ref().map(|folder| search(folder.path(), "", &secrets));
+    assert!(stored.iter().all(|files| *files > 5), "{stored:?}");
+    search(project.folder.path(), "", &secrets);
+
+    // Errors of starts that fail.
+    let nowhere = "https://127.0.0.1:1";
+    for (name, value, says) in [
+        ("AWS_SECRET_ACCESS_KEY", WRONG, "SignatureDoesNotMatch"),
+        ("LAKE_SECRET", WRONG, "SignatureDoesNotMatch"),
+        ("AWS_SECRET_ACCESS_KEY", "", "its settings do not fit"),
+        ("LAKE_ENDPOINT", "http://127.0.0.1:1", "http is not allowed"),
+        ("LAKE_ENDPOINT", nowhere, "Connection refused"),
+        ("AWS_ENDPOINT_URL", &format!("https://me:{WRONG}@127.0.0.1:1"), "the endpoint has a user"),
+        ("AWS_CA_BUNDLE", &certificates.path("other-ca.pem"), "certificate"),
+    ] {
+        let before = project.environment.insert(name, value.to_string()).unwrap();
+        let log = project.refused(&[]);
+        recovery::project::contains(log.rsplit_once("\nerror: ").unwrap().1, &[says, "hint: "]);
+        has_none(&format!("{name}={value}"), &log);
+        project.environment.insert(name, before);
+    }
+    // A token that such a server does not look at.
+    project.environment.extend(["AWS_SESSION_TOKEN", "LAKE_TOKEN"].map(|name| (name, WRONG.to_string())));
+    let mut program = project.start(&["--until-caught-up"], "");
+    program.wait(PATIENCE);
+    assert!(program.log().contains("TRACE"));
+    has_none("a token", &program.log());
+    project.write(&sql.replace("'s3.session_token'", "'s3.session_tokn'"));
+    let log = project.refused(&[]);
+    recovery::project::contains(&log, &["queries/all.sql:", "s3.session_token"]);
+    has_none("an option that nobody knows", &log);
 }

@@ -18,6 +18,11 @@ fn settings_that_cannot_work_are_told_before_anything_is_asked() {
     for (variables, own, parts) in [
         (&[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")][..], &[][..], ["http is not allowed", "AWS_ALLOW_HTTP=true"]),
         (&[("AWS_ENDPOINT_URL", "127.0.0.1:9000")], &[], ["has no scheme", "begins with https://"]),
+        (
+            &[],
+            &[("s3.endpoint", "https://me:s3cret@h:1/x")],
+            ["has a user", "the endpoint is \"https://me:***@h:1/x\""],
+        ),
         (&[], &[("s3.endpoint", "localhost")], ["has no scheme", "the endpoint is \"localhost\""]),
         (&[("AWS_CA_BUNDLE", "/nowhere/ca.pem")], &[], ["no certificates to trust", "/nowhere/ca.pem: No such file"]),
         (

@@ -1,7 +1,8 @@
 //! A read replica: asked before the primary, and left out for a while when it does not answer.
 //!
 //! What it cannot give before the first row is read from the primary: a replica that is away, refuses us, or has not
-//! replayed a migration yet is a warning, not an error. The primary's answer is the one that counts.
+//! replayed a migration yet is a warning, not an error. The primary's answer is the one that counts. One that fails after its first
+//! row is an error that may pass: what was given cannot be taken back, and the next attempt reads the primary.
 //!
 //! What is known of replicas is known in the whole process, so that each is told of once, however often tables are read.
 

@@ -252,9 +252,9 @@ async fn read_postgres(
             }
             Err(error) => {
                 replica::has_failed(&printed, &table.definition().name, &error);
-                // Rows that were handed over cannot be taken back.
+                // Rows that were handed over cannot be taken back: whoever has them reads all of it again, then of the primary.
                 if given.load(Ordering::Relaxed) {
-                    return Err(error);
+                    return Err(error.retryable().hint("ask again: the primary is read then"));
                 }
             }
         }

@@ -29,6 +29,11 @@ use crate::{Error, Result};
 const ATTEMPTS_MAX: u32 = 5;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 
+/// Documents that one request asks to see, and bytes of ours that it compares them with: those that are there are about as
+/// long. One that is larger is asked for alone.
+const LOOK_ROWS_MAX: usize = 500;
+const LOOK_BYTES_MAX: usize = 5 << 20;
+
 /// Of a bulk request, only this is wanted back.
 const WANTED: &str = "errors,items.*.status,items.*.error";
 
@@ -241,9 +246,30 @@ async fn settle(client: &Client, chunk: &Chunk, conflicts: &[usize], outcome: &m
     for item in newer {
         outcome.of(&chunk.items[item]).conflict += 1;
     }
-    if by_key.is_empty() {
-        return Ok(());
+    for group in looks(chunk, &by_key) {
+        look(client, chunk, group, outcome).await?;
     }
+    Ok(())
+}
+
+/// In requests of a bounded size.
+fn looks<'i>(chunk: &Chunk, items: &'i [usize]) -> Vec<&'i [usize]> {
+    let (mut groups, mut rest) = (vec![], items);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |item: &&usize| {
+            bytes += chunk.document(&chunk.items[**item]).len();
+            bytes <= LOOK_BYTES_MAX
+        };
+        let many = rest.iter().take(LOOK_ROWS_MAX).take_while(fits).count().max(1);
+        let (group, others) = rest.split_at(many);
+        groups.push(group);
+        rest = others;
+    }
+    groups
+}
+
+async fn look(client: &Client, chunk: &Chunk, by_key: &[usize], outcome: &mut Outcome) -> Result<()> {
     let items = by_key.iter().map(|item| &chunk.items[*item]);
     let wanted: Vec<Value> = items.clone().map(|item| json!({ "_index": *item.index, "_id": item.id })).collect();
     let body = Body::json(&json!({ "docs": wanted }));

@@ -246,7 +246,8 @@ impl Body {
     }
 }
 
-/// The certificates to trust beside the well-known ones: those of the file, else those of the system.
+/// The certificates to trust beside those of the system and the well-known ones: those of the file, else those of the system once
+/// more. The client library has no way to leave the others out.
 fn roots(file: Option<&Path>) -> Result<Option<Certificate>> {
     if let Some(file) = file {
         let unreadable =

@@ -50,7 +50,7 @@ pub const OPTIONS: &[OptionDoc] = &[
     ("api_key", "an API key, in place of a user: the value `encoded`, or `id:api_key`"),
     (
         "ca_file",
-        "certificates in PEM that the server's may be signed by, beside the well-known ones; default: those of the system",
+        "certificates in PEM that the server's may be signed by, beside those of the system and the well-known ones, which Elasticsearch's client library cannot leave out",
     ),
 ];
 

@@ -222,6 +222,32 @@ async fn a_document_that_is_there_is_in_conflict_unless_it_is_the_same() {
     assert_eq!(stub.bulks()[1][1].1["text"], "ours", "the first of two rows with one key");
 }
 
+/// Answers are as long as the documents are, so there must not be too many in one.
+#[tokio::test]
+async fn what_is_there_is_looked_at_in_requests_of_a_bounded_size() {
+    let looks = async |rows: &[(i64, &str)]| {
+        let stub = Stub::start(|_, lines| statuses(&vec![409; lines.len()])).await;
+        let options = [("op_type", "create"), ("bulk.rows", "100000"), ("bulk.bytes", "90000000")];
+        let table = table("logs", &stub.url(), &["id"], &options);
+        // Every other one is ours: each answer must be held against its own document.
+        for (id, text) in rows.iter().filter(|(id, _)| id % 2 == 0) {
+            stub.put(&id.to_string(), json!({ "id": id, "text": text }));
+        }
+        let report = open(&table).await.write(&request(&table, 1, rows)).await.unwrap();
+        let half = rows.len() as u64 / 2;
+        assert_eq!(accounts(&report), (half, half, 0));
+        let seen = stub.seen();
+        let looks = seen.iter().filter(|seen| seen.line.starts_with("POST /_mget"));
+        let docs =
+            |seen: &stub::Seen| serde_json::from_str::<Value>(&seen.body).unwrap()["docs"].as_array().unwrap().len();
+        looks.map(docs).collect::<Vec<usize>>()
+    };
+    assert_eq!(looks(&many(1_100)).await, [500, 500, 100]);
+    let (long, longer) = ("x".repeat(2 << 20), "y".repeat(6 << 20));
+    let rows = [(0, long.as_str()), (1, &long), (2, &long), (3, &longer), (4, "z"), (5, "z")];
+    assert_eq!(looks(&rows).await, [2, 1, 1, 2]);
+}
+
 #[tokio::test]
 async fn chunks_have_so_many_rows_and_bytes_and_few_are_on_their_way() {
     let stub = Stub::willing().await;

@@ -30,7 +30,10 @@ pub const OPTIONS: &[OptionDoc] = &[
     ("schema.registry.url", "Avro, required: `http://host:port` of the schema registry, several with commas"),
     ("schema.registry.user", "Avro: user of the registry"),
     ("schema.registry.password", "Avro: password of the user"),
-    ("schema.registry.ca", "Avro: a file of certificates in PEM that are trusted beside those of the system"),
+    (
+        "schema.registry.ca",
+        "Avro: a file of certificates in PEM: who has signed the registry's must be one of these; default: those of the system",
+    ),
     ("schema.registry.timeout", "Avro: of one request to the registry; default 5 seconds"),
     (
         "avro.schema",

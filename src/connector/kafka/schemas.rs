@@ -36,6 +36,7 @@ use super::options::KafkaTable;
 use super::values::{AvroOptions, Format};
 use crate::connector::kept::Kept;
 use crate::format::avro::{Known, frame_id, known};
+use crate::point::point;
 use crate::{Error, Result};
 
 /// How long a registry that has not answered since the start is waited for, if nothing that is kept was of use.
@@ -62,6 +63,9 @@ const KNOWN_MAX: usize = 10_000;
 
 /// Ids that are noted as unknown; more are the work of chance, and the oldest are forgotten.
 const UNKNOWN_MAX: usize = 10_000;
+
+/// Fields, and columns, that a warning names.
+const NAMES_TOLD: usize = 10;
 
 /// Lines about a registry that is away, of all sources together.
 static LINES: LogRate = LogRate::new();
@@ -274,9 +278,7 @@ impl Schemas {
         if state.known.len() >= KNOWN_MAX {
             return Err(Error::external(format!("topic {:?} has more than {KNOWN_MAX} schemas", self.topic)));
         }
-        if let Err(reason) = &known {
-            tracing::warn!(topic = self.topic, "{reason}: its records do not decode");
-        }
+        doubt(&self.topic, id, &known, &self.columns);
         state.is_warm = true;
         state.known.insert(id, Arc::new(known));
         Ok(())
@@ -304,11 +306,53 @@ impl Schemas {
         };
         let bytes =
             serde_json::to_vec(&noted).map_err(|error| Error::internal("what is noted has no JSON").cause(error))?;
-        let put = kept.put(&["unknown", &self.table], bytes);
+        let put = keep_note(kept, &self.table, bytes);
         if put.is_err() {
             lock(&self.state).dirty = true;
         }
         put
+    }
+}
+
+fn keep_note(kept: &Kept, table: &str, bytes: Vec<u8>) -> Result<()> {
+    point!("avro::before_note");
+    kept.put(&["unknown", table], bytes)?;
+    point!("avro::after_note");
+    Ok(())
+}
+
+/// What is to be told of a schema once, and not of each of its records only.
+fn doubt(topic: &str, id: u32, known: &Known, columns: &[FieldRef]) {
+    let plan = match known {
+        Err(reason) => return tracing::warn!(topic, "{reason}: its records do not decode"),
+        Ok(plan) => plan,
+    };
+    let reasons: Vec<&String> = plan.roots.iter().filter_map(|root| root.as_ref().err()).collect();
+    if let [first, ..] = reasons[..]
+        && reasons.len() == plan.roots.len()
+    {
+        return tracing::warn!(topic, "{first}: its records do not decode");
+    }
+    if !columns.is_empty() && !plan.fills_a_column() {
+        let columns = listed(columns.iter().map(|column| column.name().as_str()));
+        let fields = listed(plan.fields.iter().map(String::as_str));
+        tracing::warn!(
+            topic,
+            id,
+            record = plan.name,
+            "schema {id} has no field of the name of a column, so its rows are NULL in all of them: its fields are {fields}, the columns {columns}"
+        );
+    }
+}
+
+/// The first of some names.
+fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+    let left = names.len().saturating_sub(NAMES_TOLD);
+    let told = names.take(NAMES_TOLD).collect::<Vec<_>>().join(", ");
+    match (told.is_empty(), left) {
+        (true, _) => "none".into(),
+        (false, 0) => told,
+        (false, left) => format!("{told} and {left} more"),
     }
 }
 

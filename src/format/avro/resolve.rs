@@ -31,6 +31,9 @@ pub struct Plan {
     /// By branch if the schema is a union, else one: why it does not resolve.
     pub roots: Vec<Result<Record, String>>,
     pub is_union: bool,
+    /// Name of the record, and of its fields; of a union those of all of them.
+    pub name: String,
+    pub fields: Vec<String>,
     /// Named types that are passed over, by number: they may contain themselves.
     pub skips: Vec<Skip>,
 }
@@ -138,16 +141,30 @@ pub enum Skip {
 impl Plan {
     /// `columns`: those of the decoder, by name. `reader`: the schema of option 'avro.schema'.
     pub fn new(writer: &Schema, reader: Option<&Schema>, columns: &[FieldRef]) -> Self {
-        let mut resolver = Resolver { writer, reader, skips: vec![], named: HashMap::new() };
+        let mut resolver = Resolver::new(writer, reader);
         let mut root = |id: NodeId| match &writer.node(id).kind {
             Kind::Record { .. } => resolver.record(id, reader.map(Schema::root), columns),
             _ => Err(format!("its records are {}, not a record with fields", writer.describe(id))),
         };
-        let (roots, is_union) = match &writer.node(writer.root()).kind {
-            Kind::Union(branches) => (branches.iter().map(|branch| root(*branch)).collect(), true),
-            _ => (vec![root(writer.root())], false),
+        let (ids, is_union) = match &writer.node(writer.root()).kind {
+            Kind::Union(branches) => (branches.clone(), true),
+            _ => (vec![writer.root()], false),
         };
-        Self { roots, is_union, skips: resolver.skips }
+        let roots = ids.iter().map(|id| root(*id)).collect();
+        let (mut names, mut fields) = (vec![], vec![]);
+        for id in ids {
+            if let Kind::Record { name, fields: own } = &writer.node(id).kind {
+                names.push(name.full.as_str());
+                fields.extend(own.iter().map(|field| field.name.clone()));
+            }
+        }
+        Self { roots, is_union, name: names.join(", "), fields, skips: resolver.skips() }
+    }
+
+    /// Whether a field of the writer goes into a column, of any of its records.
+    pub fn fills_a_column(&self) -> bool {
+        let fills = |record: &Record| record.steps.iter().any(|step| matches!(step, Step::Column { .. }));
+        self.roots.iter().flatten().any(fills)
     }
 
     /// Whether a table can be read by this reader's schema at all: each column has its field, of a type that fits.
@@ -191,11 +208,29 @@ impl Record {
 struct Resolver<'s> {
     writer: &'s Schema,
     reader: Option<&'s Schema>,
-    skips: Vec<Skip>,
+    /// Named types that are passed over, in the order in which they were met.
+    passed: Vec<NodeId>,
     named: HashMap<NodeId, usize>,
 }
 
 impl<'s> Resolver<'s> {
+    fn new(writer: &'s Schema, reader: Option<&'s Schema>) -> Self {
+        Self { writer, reader, passed: vec![], named: HashMap::new() }
+    }
+
+    /// How each named type is passed over that was met. One after the other, not one within the other: a chain of them, each the type of a
+    /// field of the next, may be as long as a schema has types, and a stack is not.
+    fn skips(mut self) -> Vec<Skip> {
+        let (writer, mut skips) = (self.writer, vec![]);
+        while let Some(id) = self.passed.get(skips.len()).copied() {
+            skips.push(match &writer.node(id).kind {
+                Kind::Record { fields, .. } => Skip::All(fields.iter().map(|field| self.skip(field.node)).collect()),
+                _ => self.skip(id),
+            });
+        }
+        skips
+    }
+
     /// `reads`: the reader's record.
     fn record(&mut self, id: NodeId, reads: Option<NodeId>, columns: &[FieldRef]) -> Result<Record, String> {
         let (writer, reader) = (self.writer, self.reader);
@@ -251,10 +286,10 @@ impl<'s> Resolver<'s> {
         let mut bytes = vec![];
         encode_default(reader, own.node, default, &mut bytes)
             .map_err(|reason| format!("{}: its default in avro.schema {reason}", own.name))?;
-        let mut own_resolver = Resolver { writer: reader, reader: None, skips: vec![], named: HashMap::new() };
+        let mut own_resolver = Resolver::new(reader, None);
         let read = own_resolver.value(own.node, None, target.data_type());
         let read = read.map_err(|reason| format!("{}: {reason}", own.name))?;
-        Ok(Fill { column, bytes, read, skips: own_resolver.skips })
+        Ok(Fill { column, bytes, read, skips: own_resolver.skips() })
     }
 
     /// A value of the writer's type, as the reader has it, into a column.
@@ -408,18 +443,12 @@ impl<'s> Resolver<'s> {
             Kind::Array(item) => Skip::Array { item: Box::new(self.skip(*item)), least: writer.least_bytes(*item) },
             Kind::Map(value) => Skip::Map(Box::new(self.skip(*value))),
             Kind::Union(branches) => Skip::Union(branches.iter().map(|branch| self.skip(*branch)).collect()),
-            Kind::Record { fields, .. } => {
-                if let Some(number) = self.named.get(&id) {
-                    return Skip::Named(*number);
-                }
-                let number = self.skips.len();
-                self.named.insert(id, number);
-                self.skips.push(Skip::Bytes(0));
-                let all = Skip::All(fields.iter().map(|field| self.skip(field.node)).collect());
-                if let Some(skip) = self.skips.get_mut(number) {
-                    *skip = all;
-                }
-                Skip::Named(number)
+            Kind::Record { .. } => {
+                let passed = &mut self.passed;
+                Skip::Named(*self.named.entry(id).or_insert_with(|| {
+                    passed.push(id);
+                    passed.len() - 1
+                }))
             }
         }
     }

@@ -341,6 +341,32 @@ fn a_record_that_contains_itself_is_passed_over() {
     assert!(read(&deep, schema, None, &[("a", DataType::Int32)]).unwrap_err().contains("nested deeper than 128"));
 }
 
+/// Each type is that of a field of the next: nested in no text, and as deep as a schema has types.
+#[test]
+fn a_chain_of_types_may_be_longer_than_a_stack_is_deep() {
+    const CHAIN: usize = 3_000;
+    let link = |number: usize| match number {
+        0 => r#"{"type": "record", "name": "R0", "fields": []}"#.to_string(),
+        _ => format!(
+            r#"{{"type": "record", "name": "R{number}", "fields": [{{"name": "x", "type": ["null", "R{}"]}}]}}"#,
+            number - 1
+        ),
+    };
+    let references: Vec<String> = (0..CHAIN).map(link).collect();
+    let schema = record(&[("last", &format!("[\"null\", \"R{}\"]", CHAIN - 1)), ("a", "\"int\"")]);
+    let work = move || {
+        let columns = fields(&[("a", DataType::Int32)]);
+        let known = known(ID, &schema, &references, None, &columns);
+        let mut decoder = JsonDecoder::try_new(&columns).unwrap();
+        // Two links of it, then 3; all of it, and more than is passed over.
+        push(&mut decoder, &[0, 0, 0, 1, 2, 2, 2, 0, 6], Some(&known)).unwrap();
+        let all = [&[0, 0, 0, 1, 2], [2; CHAIN].as_slice(), &[6]].concat();
+        push(&mut decoder, &all, Some(&known)).unwrap_err()
+    };
+    let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap();
+    assert!(thread.join().unwrap().contains("nested deeper than 128"));
+}
+
 #[test]
 fn a_union_of_records_is_one_table() {
     let schema = r#"[{"type": "record", "name": "A", "fields": [{"name": "a", "type": "int"}]}, "string",

@@ -1,5 +1,6 @@
 //! What every end-to-end test stands on: servers of the environment, a [`World`] per test, the [`Program`] that runs in it.
 
+mod answering;
 pub mod delta;
 mod elasticsearch;
 mod feeder;
@@ -10,6 +11,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+pub use answering::Answering;
 pub use elasticsearch::Elasticsearch;
 pub use feeder::Feeder;
 pub use program::Program;

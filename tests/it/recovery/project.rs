@@ -232,12 +232,12 @@ impl Project {
     }
 
     /// All are in the topic when it returns.
-    pub fn produce(&self, topic: &str, partition: i32, payloads: impl IntoIterator<Item = String>) {
+    pub fn produce(&self, topic: &str, partition: i32, payloads: impl IntoIterator<Item = impl AsRef<[u8]>>) {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.topic("KAFKA_BROKER")).set("linger.ms", "0");
         let producer: BaseProducer = config.create().unwrap();
         for payload in payloads {
-            let record: BaseRecord<str, str> = BaseRecord::to(topic).partition(partition).payload(&payload);
+            let record: BaseRecord<str, [u8]> = BaseRecord::to(topic).partition(partition).payload(payload.as_ref());
             producer.send(record).map_err(|(error, _)| error).unwrap();
         }
         producer.flush(Duration::from_secs(30)).unwrap();

@@ -15,7 +15,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use percent_encoding::percent_decode_str;
@@ -153,11 +153,11 @@ pub async fn connect(address: &Address, connect_timeout: Duration, statement_tim
         }
         config.connect(tls).await
     };
-    let connected = tokio::time::timeout(all_hosts, connecting).await;
-    let (client, mut connection) = match connected {
-        Ok(connected) => connected.map_err(|e| failure(&e, &format!("could not connect to {address}")))?,
-        Err(_) => return Err(Error::external(format!("could not connect to {address} in time")).retryable()),
-    };
+    let late = || Error::external(format!("could not connect to {address} in time")).retryable();
+    let failed = |e: tokio_postgres::Error| failure(&e, &format!("could not connect to {address}"));
+    let began = Instant::now();
+    let connected = tokio::time::timeout(all_hosts, connecting).await.map_err(|_| late())?;
+    let (client, mut connection) = connected.map_err(failed)?;
     let printed = address.printed.clone();
     tokio::spawn(async move {
         let mut messages = futures::stream::poll_fn(move |context| connection.poll_message(context));
@@ -176,7 +176,10 @@ pub async fn connect(address: &Address, connect_timeout: Duration, statement_tim
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
         statement_timeout.as_millis()
     );
-    client.batch_execute(&settings).await.map_err(|e| failure(&e, &format!("could not connect to {address}")))?;
+    // One that lets us in and then says nothing is away as well.
+    let left = all_hosts.saturating_sub(began.elapsed());
+    let set = tokio::time::timeout(left, client.batch_execute(&settings)).await.map_err(|_| late())?;
+    set.map_err(failed)?;
     Ok(client)
 }
 

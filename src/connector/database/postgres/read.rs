@@ -7,6 +7,7 @@ use std::pin::pin;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::DataType;
 use futures::TryStreamExt;
+use tokio::time::timeout;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::catalog::describe;
@@ -20,6 +21,9 @@ use crate::{Error, Result};
 
 /// Gives each record batch to `give` until it returns `false`.
 ///
+/// The server's own time-out is of no use where the server hangs, or the way to it: so each answer, and each record batch, must come
+/// within the time-out of a statement too.
+///
 /// # Errors
 /// The table does not fit its declaration, a value its declared type (user); the server (external).
 pub async fn read<F: Future<Output = bool>>(
@@ -30,15 +34,23 @@ pub async fn read<F: Future<Output = bool>>(
 ) -> Result<()> {
     let doing = format!("could not read table {}", table.target_name());
     let failed = |e: tokio_postgres::Error| failure(&e, &doing);
+    let limit = table.timeout + table.connect_timeout;
+    let silent = |_| {
+        let silent = Error::external(doing.clone()).cause(format!("no answer from {address} within {limit:?}"));
+        silent.retryable().hint("see OPTIONS ('timeout' …)")
+    };
     let client = connect(address, table.connect_timeout, table.timeout).await?;
-    client.batch_execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").await.map_err(failed)?;
-    let described = describe(&client, table, false).await?;
     let fields = query.schema.fields();
-    let columns: Vec<String> = fields.iter().map(|f| as_read(f.name(), f.data_type())).collect();
-    // An empty list of columns is a row without columns, which PostgreSQL knows.
-    let sql = format!("SELECT {} FROM {}{}", columns.join(", "), described.name, query.tail());
-    let no_values: [&(dyn tokio_postgres::types::ToSql + Sync); 0] = [];
-    let mut rows = pin!(client.query_raw(&sql, no_values).await.map_err(failed)?);
+    let asked = async {
+        client.batch_execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").await.map_err(failed)?;
+        let described = describe(&client, table, false).await?;
+        let columns: Vec<String> = fields.iter().map(|f| as_read(f.name(), f.data_type())).collect();
+        // An empty list of columns is a row without columns, which PostgreSQL knows.
+        let sql = format!("SELECT {} FROM {}{}", columns.join(", "), described.name, query.tail());
+        let no_values: [&(dyn tokio_postgres::types::ToSql + Sync); 0] = [];
+        client.query_raw(&sql, no_values).await.map_err(failed)
+    };
+    let mut rows = pin!(timeout(limit, asked).await.map_err(silent)??);
     let mut builders = vec![];
     for field in fields {
         let builder = Builder::new(field.data_type());
@@ -47,35 +59,38 @@ pub async fn read<F: Future<Output = bool>>(
                 .ok_or_else(|| Error::user(format!("column \"{}\" has a type that no database has", field.name())))?,
         );
     }
-    let mut count = 0;
     loop {
-        let row = rows.try_next().await.map_err(failed)?;
-        if let Some(row) = &row {
-            for (index, builder) in builders.iter_mut().enumerate() {
-                let value: Option<Raw> = row.try_get(index).map_err(failed)?;
-                let put = match value {
-                    Some(Raw(bytes)) => put(builder, bytes),
-                    None => (builder.null(), Ok(())).1,
-                };
-                put.map_err(|why| {
-                    Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name()))
-                })?;
+        let mut count = 0;
+        let filled = async {
+            while count < BATCH_ROWS {
+                let Some(row) = rows.try_next().await.map_err(failed)? else { return Ok(true) };
+                for (index, builder) in builders.iter_mut().enumerate() {
+                    let value: Option<Raw> = row.try_get(index).map_err(failed)?;
+                    let put = match value {
+                        Some(Raw(bytes)) => put(builder, bytes),
+                        None => (builder.null(), Ok(())).1,
+                    };
+                    put.map_err(|why| {
+                        Error::user(doing.clone()).cause(format!("column \"{}\": {why}", fields[index].name()))
+                    })?;
+                }
+                count += 1;
             }
-            count += 1;
-        }
-        if count == BATCH_ROWS || row.is_none() && count > 0 {
+            Ok::<bool, Error>(false)
+        };
+        let is_end = timeout(limit, filled).await.map_err(silent)??;
+        if count > 0 {
             let arrays = builders.iter_mut().zip(fields.iter()).map(|(b, f)| b.finish(f.data_type()));
             let arrays = arrays.collect::<std::result::Result<Vec<_>, _>>();
             let options = RecordBatchOptions::new().with_row_count(Some(count));
             let batch =
                 arrays.and_then(|arrays| RecordBatch::try_new_with_options(query.schema.clone(), arrays, &options));
             let batch = batch.map_err(|e| Error::user(doing.clone()).cause(e))?;
-            count = 0;
             if !give(batch).await {
                 return Ok(());
             }
         }
-        if row.is_none() {
+        if is_end {
             return Ok(());
         }
     }

@@ -1,11 +1,12 @@
 //! The little of a schema registry's REST API that is needed, over one HTTP client.
 //!
 //! Each call is one attempt at each address in turn; who calls decides whether to try again ([`Error::is_retryable`]).
-//! Bodies have a limit, requests a time-out. No proxy of the environment is used: the brokers are not reached by one either.
+//! Bodies have a limit, requests a time-out. Proxies of the environment are used, as Elasticsearch's and S3's clients do.
 //! Credentials are in no error: addresses are printed through [`redact`], and taken out of reqwest's own errors.
 //!
 //! Source: Confluent, "Schema Registry API Reference"; the same API of Apicurio ("ccompat") and Karapace.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const BODY_BYTES_MAX: usize = 4 << 20;
 /// Schemas that one schema refers to, directly or not.
 const REFERENCES_MAX: usize = 100;
 
+/// Schemas of which each refers to the next.
+const CHAIN_MAX: usize = 32;
+
 /// Characters of the registry's own words in an error.
 const MESSAGE_MAX: usize = 400;
 
@@ -40,7 +44,7 @@ pub struct RegistryOptions {
     pub urls: Vec<String>,
     pub user: Option<String>,
     pub password: Option<String>,
-    /// A file of PEM certificates that are trusted beside those of the system.
+    /// A file of PEM certificates that are trusted, and no others.
     pub ca: Option<PathBuf>,
     /// Of one request.
     pub timeout: Duration,
@@ -107,7 +111,7 @@ impl Registry {
     /// # Errors
     /// Of the user: the file of certificates cannot be read.
     pub fn try_new(options: &RegistryOptions) -> Result<Self> {
-        let mut builder = Client::builder().timeout(options.timeout).connect_timeout(options.timeout).no_proxy();
+        let mut builder = Client::builder().timeout(options.timeout).connect_timeout(options.timeout);
         if let Some(ca) = &options.ca {
             let wrong = |cause: &dyn fmt::Display| {
                 Error::user(format!("option 'schema.registry.ca' names {}, which is not usable", ca.display()))
@@ -119,6 +123,7 @@ impl Registry {
             if certificates.is_empty() {
                 return Err(wrong(&"it has no certificate"));
             }
+            builder = builder.tls_built_in_root_certs(false);
             builder = certificates.into_iter().fold(builder, |builder, one| builder.add_root_certificate(one));
         }
         let client = builder.build();
@@ -139,7 +144,10 @@ impl Registry {
         background::wait(async move {
             match registry.ask(Method::GET, &format!("schemas/ids/{id}"), None).await? {
                 Answer::Missing(_) => Ok(None),
-                Answer::Found(found) => registry.whole(&found).await.map(Some),
+                Answer::Found(found) => {
+                    let whole = registry.whole(&found).await;
+                    whole.map(Some).map_err(|error| error.at(format!("schema {id}, {}", registry.address())))
+                }
             }
         })
     }
@@ -173,36 +181,43 @@ impl Registry {
         }
     }
 
-    /// With the schemas that it refers to, each once, in an order in which all are known before they are used.
+    /// With the schemas that it refers to, each asked for once, in an order in which all are known before they are used.
     async fn whole(&self, found: &Value) -> Result<SchemaText> {
-        let text = |value: &Value| value.get("schema").and_then(Value::as_str).map(str::to_string);
-        let schema = text(found).ok_or_else(|| self.strange("an answer without a schema"))?;
         let kind = found.get("schemaType").and_then(Value::as_str).unwrap_or("AVRO").to_string();
-        // Breadth first, then turned round: what is referred to comes later, and so first.
-        let mut wanted = references(found);
-        let mut texts: Vec<(String, String)> = vec![];
-        let mut at = 0;
-        while let Some((subject, version)) = wanted.get(at).cloned() {
-            at += 1;
-            if at > REFERENCES_MAX {
-                return Err(self.strange(&format!("a schema with more than {REFERENCES_MAX} references")));
+        let mut done: Vec<String> = vec![];
+        let mut asked: BTreeSet<Reference> = BTreeSet::new();
+        // Depth first: what is open refers to what comes after it.
+        let mut open = vec![Open::of(None, found).ok_or_else(|| self.strange("an answer without a schema"))?];
+        while let Some(last) = open.last_mut() {
+            let Some(next) = last.wanted.next() else {
+                done.extend(open.pop().map(|complete| complete.schema));
+                continue;
+            };
+            let (subject, version) = &next;
+            if open.iter().any(|one| one.reference.as_ref() == Some(&next)) {
+                return Err(
+                    self.unusable(&format!("version {version} of {subject:?} refers to itself, through others or not"))
+                );
             }
-            let path = format!("subjects/{}/versions/{version}", segment(&subject));
+            if !asked.insert(next.clone()) {
+                continue;
+            }
+            if asked.len() > REFERENCES_MAX {
+                return Err(self.unusable(&format!("it refers to more than {REFERENCES_MAX} others")));
+            }
+            if open.len() > CHAIN_MAX {
+                let cause =
+                    format!("it refers to a schema that refers to another, and so on, more than {CHAIN_MAX} times");
+                return Err(self.unusable(&cause));
+            }
+            let path = format!("subjects/{}/versions/{version}", segment(subject));
             let Answer::Found(other) = self.ask(Method::GET, &path, None).await? else {
                 return Err(self.strange(&format!("a reference to version {version} of {subject:?}, which is missing")));
             };
-            wanted.extend(references(&other));
-            let own = text(&other).ok_or_else(|| self.strange("an answer without a schema"))?;
-            texts.push((format!("{subject} {version}"), own));
+            open.push(Open::of(Some(next), &other).ok_or_else(|| self.strange("an answer without a schema"))?);
         }
-        let mut references: Vec<String> = vec![];
-        let mut seen = std::collections::BTreeSet::new();
-        for (key, own) in texts.into_iter().rev() {
-            if seen.insert(key) {
-                references.push(own);
-            }
-        }
-        Ok(SchemaText { schema, kind, references })
+        let schema = done.pop().unwrap_or_default();
+        Ok(SchemaText { schema, kind, references: done })
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
@@ -276,6 +291,13 @@ impl Registry {
         }
     }
 
+    fn unusable(&self, why: &str) -> Error {
+        Error::user("the references of a schema cannot be followed")
+            .at(self.address())
+            .cause(why)
+            .hint("register the schema with fewer references, or with the types written out, and have its records sent with that")
+    }
+
     fn strange(&self, what: &str) -> Error {
         Error::external("the schema registry gives an answer that is not understood").at(self.address()).cause(what)
     }
@@ -292,9 +314,28 @@ async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Subjects and versions.
-fn references(found: &Value) -> Vec<(String, u32)> {
-    let list = found.get("references").and_then(Value::as_array);
+/// Subject and version.
+type Reference = (String, u32);
+
+/// A schema whose references are not all known yet.
+struct Open {
+    /// `None`: the one that was asked for by its id.
+    reference: Option<Reference>,
+    schema: String,
+    /// Not looked at yet.
+    wanted: std::vec::IntoIter<Reference>,
+}
+
+impl Open {
+    /// `None`: the answer has no schema.
+    fn of(reference: Option<Reference>, answer: &Value) -> Option<Self> {
+        let schema = answer.get("schema")?.as_str()?.to_string();
+        Some(Self { reference, schema, wanted: references(answer).into_iter() })
+    }
+}
+
+fn references(answer: &Value) -> Vec<Reference> {
+    let list = answer.get("references").and_then(Value::as_array);
     let one = |reference: &Value| {
         let subject = reference.get("subject")?.as_str()?;
         Some((subject.to_string(), number(reference, "version")?))

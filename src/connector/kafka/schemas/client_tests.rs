@@ -25,6 +25,63 @@ fn a_schema_comes_with_all_that_it_refers_to_in_order() {
     assert_eq!(text.references, ["C", "B"]);
 }
 
+/// Two ways to one schema: it is asked for once, and comes before both that need it.
+#[test]
+fn what_several_refer_to_is_asked_for_once() {
+    let refers = |to: &[&str]| {
+        let one = |name: &&str| format!(r#"{{"name": "{name}", "subject": "{name}", "version": 1}}"#);
+        to.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let registry = FakeRegistry::start(move |request| {
+        let (name, to): (_, &[&str]) = match request {
+            "GET /schemas/ids/7" => ("A", &["B", "C", "D"]),
+            "GET /subjects/B/versions/1" => ("B", &["D"]),
+            "GET /subjects/C/versions/1" => ("C", &["D", "B"]),
+            "GET /subjects/D/versions/1" => ("D", &[]),
+            other => panic!("{other}"),
+        };
+        (200, format!(r#"{{"schema": "{name}", "references": [{}]}}"#, refers(to)))
+    });
+    let text = client(&registry).schema(7).unwrap().unwrap();
+    assert_eq!((text.schema.as_str(), text.references.join("")), ("A", "DBC".to_string()));
+    assert_eq!(registry.requests().len(), 4, "{:?}", registry.requests());
+}
+
+#[test]
+fn references_that_have_no_end_are_told_as_such() {
+    let number = |request: &str| -> u32 {
+        let path = request.trim_start_matches("GET /schemas/ids/").trim_start_matches("GET /subjects/");
+        path.trim_end_matches("/versions/1").parse().unwrap()
+    };
+    let refers = |to: &[u32]| {
+        let one = |number: &u32| format!(r#"{{"name": "x", "subject": "{number}", "version": 1}}"#);
+        let list = to.iter().map(one).collect::<Vec<_>>().join(", ");
+        (200, format!(r#"{{"schema": "s", "references": [{list}]}}"#))
+    };
+    let registry = FakeRegistry::start(move |request| refers(&[number(request) + 1]));
+    let says = |part: &str, requests: std::ops::RangeInclusive<usize>| {
+        let before = registry.requests().len();
+        let error = client(&registry).schema(7).unwrap_err();
+        let text = error.to_string();
+        assert!(error.fault() == crate::Fault::User && !error.is_retryable(), "{text}");
+        for part in
+            [part, "the references of a schema cannot be followed", "schema 7, http://", "hint: register the schema"]
+        {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        let asked = registry.requests().len() - before;
+        assert!(requests.contains(&asked), "{asked}");
+    };
+    says("and so on, more than 32 times", 33..=33);
+    registry.answers(move |request| refers(&[(number(request) + 1) % 10]));
+    says("version 1 of \"8\" refers to itself", 10..=11);
+    registry.answers(move |request| match number(request) {
+        7 => refers(&(100..250).collect::<Vec<_>>()),
+        _ => refers(&[]),
+    });
+    says("it refers to more than 100 others", 101..=101);
+}
+
 #[test]
 fn what_a_registry_answers_decides_what_is_done() {
     let registry = FakeRegistry::start(|_| (404, r#"{"error_code": 40403, "message": "Schema 7 not found."}"#.into()));

@@ -235,6 +235,8 @@ impl Project {
     pub fn produce(&self, topic: &str, partition: i32, payloads: impl IntoIterator<Item = impl AsRef<[u8]>>) {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.topic("KAFKA_BROKER")).set("linger.ms", "0");
+        // Sent again on a busy machine, an event would be there twice.
+        config.set("enable.idempotence", "true");
         let producer: BaseProducer = config.create().unwrap();
         for payload in payloads {
             let record: BaseRecord<str, [u8]> = BaseRecord::to(topic).partition(partition).payload(payload.as_ref());

@@ -2,7 +2,7 @@
 //! (see `src/point.rs`), and started again.
 
 pub mod contents;
-mod points;
+pub mod points;
 pub mod project;
 mod promises;
 mod runs;

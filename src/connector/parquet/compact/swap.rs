@@ -1,10 +1,10 @@
 //! One partition in another's place: the folder in the making, the exchange, and what is to be done after it.
 //!
-//! | `_poundlock_merged` is          | so the folders were | what a kill has left to do                          |
-//! |---------------------------------|---------------------|-----------------------------------------------------|
-//! | in the hidden folder            | not exchanged       | delete the hidden folder                            |
-//! | in the partition                | exchanged           | what [`Staged::finish`] does: it has the names      |
-//! | nowhere, the hidden one is empty | exchanged, or just made | delete the hidden folder                        |
+//! | `_poundlock_merged` is           | so the folders were     | what a kill has left to do                     |
+//! |----------------------------------|-------------------------|------------------------------------------------|
+//! | in the hidden folder             | not exchanged           | delete the hidden folder                       |
+//! | in the partition                 | exchanged               | what [`Staged::finish`] does: it has the names |
+//! | nowhere, the hidden one is empty | exchanged, or just made | delete the hidden folder                       |
 //!
 //! The manifest goes with the folder that it lies in, so it tells by itself; it is whole before the exchange. A partition that has one
 //! has its hidden folder until it has none.

@@ -13,7 +13,12 @@ TUMBLE = "TUMBLE(valid_events, \"timestamp\", INTERVAL '1 minute')"
 VARIANTS = {
     # The table that has its own transaction, delivered out of an outbox.
     "outbox": ("'transaction' 'own',", "'transaction' 'own', 'delivery' 'outbox',"),
-    "delta": ("STORED AS PARQUET LOCATION '${LAKE_URL:-lake}/user_events'", "STORED AS DELTA LOCATION '${LAKE_URL:-lake}/user_events'"),
+    # Merging as often as it could be wanted.
+    "delta": (
+        "STORED AS PARQUET LOCATION '${LAKE_URL:-lake}/user_events'\nPARTITIONED BY (event_date DATE);",
+        "STORED AS DELTA LOCATION '${LAKE_URL:-lake}/user_events'\nPARTITIONED BY (event_date DATE)\n"
+        "OPTIONS ('optimize.interval' '1 second');",
+    ),
 }
 ALL = (
     "kafka.dead_letter_topic", "db.user_events", "lake.user_events", "db.user_activity_summary", "db.anomalous_events",

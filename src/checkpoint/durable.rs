@@ -7,6 +7,7 @@
 //! create name#123 beside the target ─▶ write ─▶ fsync ─▶ link (Create) or rename (Overwrite) ─▶ fsync the folder
 //! ```
 //!
+//! Meanwhile the folder is [`held`], so that it is not exchanged for another.
 //! Folders that had to be made are fsynced into their parents first. A reader sees the whole object or none, and
 //! `Create` succeeds for one writer only (the kernel's `link` decides). Deleting and reading whole files are
 //! `LocalFileSystem`'s own. Listings hide names that end in `#` and digits, so a file left by a kill is invisible.
@@ -39,7 +40,7 @@ use object_store::{
 use uuid::Uuid;
 use walkdir::WalkDir;
 
-use super::s3;
+use super::{held, s3};
 use crate::connector::{TableDefinition, redact};
 use crate::point::point;
 use crate::{Error, Part, Result};
@@ -49,6 +50,9 @@ const FOLDER_MODE: u32 = 0o750;
 
 /// A leftover younger than this may be a write in progress.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// Of one folder in a row.
+const LISTINGS_MAX: usize = 20;
 
 /// An address, resolved: which store, and where in it.
 #[derive(Debug, Clone)]
@@ -326,8 +330,18 @@ impl MultipartUpload for Upload {
     }
 }
 
-/// All files below; a missing folder has none. What vanishes meanwhile is not there.
+/// All files below; a missing folder has none. If a file vanishes meanwhile, others may have come in its place: it is listed anew.
 fn list(folder: &FilePath) -> StoreResult<Vec<ObjectMeta>> {
+    for _ in 0..LISTINGS_MAX {
+        if let Some(found) = list_once(folder)? {
+            return Ok(found);
+        }
+    }
+    Err(generic(io::Error::other("files vanish whenever it is listed"), folder))
+}
+
+/// `None`: a file has vanished meanwhile.
+fn list_once(folder: &FilePath) -> StoreResult<Option<Vec<ObjectMeta>>> {
     let mut found = vec![];
     for entry in WalkDir::new(folder).min_depth(1).follow_links(true) {
         let is_gone = |e: &walkdir::Error| e.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound);
@@ -340,14 +354,14 @@ fn list(folder: &FilePath) -> StoreResult<Vec<ObjectMeta>> {
             continue;
         }
         let metadata = match entry.metadata() {
-            Err(e) if is_gone(&e) => continue,
+            Err(e) if is_gone(&e) => return Ok(None),
             metadata => metadata.map_err(failed)?,
         };
         let location = Path::from_absolute_path(entry.path())?;
         let last_modified = metadata.modified().map_err(|e| generic(e, entry.path()))?.into();
         found.push(ObjectMeta { location, last_modified, size: metadata.len(), e_tag: None, version: None });
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 fn read(path: &FilePath, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {
@@ -376,6 +390,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Sen
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutResult> {
     point!("durable::before_write", |error| generic(io::Error::other(error), path));
     let folder = path.parent().ok_or_else(|| generic(io::Error::other("the root is a folder"), path))?;
+    let held = hold(folder).map_err(|e| generic(e, folder))?;
     let (mut file, aside) = open_aside(path, folder).map_err(|e| generic(e, path))?;
     let placed = (|| {
         payload.iter().try_for_each(|chunk| file.write_all(chunk))?;
@@ -392,13 +407,13 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> StoreResult<PutRe
         Ok(()) => {}
         Err(e) if create && e.kind() == ErrorKind::AlreadyExists => {
             // Another writer may be between its link and its fsync: what we report as there must be there for good.
-            sync_folder(folder).map_err(|e| generic(e, folder))?;
+            held.sync_all().map_err(|e| generic(e, folder))?;
             return Err(object_store::Error::AlreadyExists { path: path.display().to_string(), source: e.into() });
         }
         Err(e) => return Err(generic(e, path)),
     }
     point!("durable::after_place", |error| generic(io::Error::other(error), path));
-    sync_folder(folder).map_err(|e| generic(e, folder))?;
+    held.sync_all().map_err(|e| generic(e, folder))?;
     Ok(PutResult { e_tag: None, version: None })
 }
 
@@ -408,17 +423,23 @@ fn open_aside(path: &FilePath, folder: &FilePath) -> io::Result<(File, PathBuf)>
     let mut aside = name.to_owned();
     aside.push(format!("#{}", Uuid::new_v4().as_u64_pair().0));
     let aside = folder.join(aside);
-    let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&aside);
-    match open() {
+    let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&aside)?;
+    Ok((file, aside))
+}
+
+/// It is made if need be.
+fn hold(folder: &FilePath) -> io::Result<File> {
+    match held::shared(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             create_folders(folder)?;
-            Ok((open()?, aside))
+            held::shared(folder)
         }
-        file => Ok((file?, aside)),
+        held => held,
     }
 }
 
-fn is_aside(name: &str) -> bool {
+/// Whether it is the name of a file that is being written, or was when its writer was killed.
+pub fn is_aside(name: &str) -> bool {
     name.rsplit_once('#').is_some_and(|(_, end)| !end.is_empty() && end.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -442,7 +463,11 @@ pub fn create_folders(folder: &FilePath) -> io::Result<()> {
     folder.parent().map_or(Ok(()), sync_folder)
 }
 
-fn sync_folder(folder: &FilePath) -> io::Result<()> {
+/// What was put into it, renamed or removed is so for good.
+///
+/// # Errors
+/// There is no such folder; disk trouble.
+pub fn sync_folder(folder: &FilePath) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 

@@ -31,6 +31,7 @@
 
 pub mod durable;
 pub mod frame;
+pub mod held;
 mod lock;
 mod log;
 pub mod outbox;

@@ -21,6 +21,8 @@ pub mod generate;
 
 pub mod migrate;
 
+pub mod compact;
+
 pub mod sql;
 
 pub mod load;
@@ -63,6 +65,7 @@ pub enum Verb {
     Sql(shell::SqlArgs),
     Generate(generate::GenerateArgs),
     Migrate(migrate::MigrateArgs),
+    Compact(compact::CompactArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -81,6 +84,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Sql(args) => shell::run(args).await?,
         Verb::Generate(args) => generate::run(&args).await.map(|()| ExitCode::SUCCESS)?,
         Verb::Migrate(args) => args.run(&mut output::Out::stdout()).await.map(|()| ExitCode::SUCCESS)?,
+        Verb::Compact(args) => compact::run(args).await?,
         Verb::Demo(args) => demo::run(args).await?,
     })
 }

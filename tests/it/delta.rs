@@ -48,10 +48,7 @@ fn readers_see_each_row_once_at_any_moment_and_so_they_do_after_kills() {
             project.produce(project.topic("EVENTS"), partition, events);
         }
     };
-    let python = {
-        let home = std::env::var("HOME").unwrap_or_default();
-        std::env::var("POUNDLOCK_PYTHON").unwrap_or_else(|_| format!("{home}/.cache/poundlock/venv/bin/python"))
-    };
+    let python = python();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/delta.py");
     let said = project.path("reads");
     let file = fs::File::create(&said).unwrap();
@@ -130,8 +127,14 @@ fn readers_see_each_row_once_at_any_moment_and_so_they_do_after_kills() {
     assert_eq!(delta_rows(&table, &["id"]), expected);
 }
 
+/// With DuckDB and the package of Delta.
+pub fn python() -> String {
+    let home = std::env::var("HOME").unwrap_or_default();
+    std::env::var("POUNDLOCK_PYTHON").unwrap_or_else(|_| format!("{home}/.cache/poundlock/venv/bin/python"))
+}
+
 /// Ends with the test, however that ends.
-struct Reader(Child);
+pub struct Reader(pub Child);
 
 impl Drop for Reader {
     fn drop(&mut self) {

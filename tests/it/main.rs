@@ -17,6 +17,7 @@ mod reference;
 mod avro;
 mod brokers;
 mod cli;
+mod compact;
 mod delta;
 mod demo;
 mod dimensions;

@@ -148,3 +148,52 @@ async fn a_listing_has_all_files_below_and_none_that_is_half_written() {
     std::os::unix::fs::symlink("nowhere", folder.path().join("lake/broken")).unwrap();
     assert_eq!(list().await, ["a 3", "b 3", "c 3"]);
 }
+
+/// A listing that meets an exchange of folders is made anew: the files of the old one are gone, but there are others.
+#[test]
+fn a_listing_sees_one_state_of_a_folder() {
+    let base = tempfile::tempdir().unwrap();
+    let (live, other) = (base.path().join("live"), base.path().join("other"));
+    for (folder, files) in [(&live, 3), (&other, 50)] {
+        std::fs::create_dir(folder).unwrap();
+        (0..files).for_each(|n| std::fs::write(folder.join(format!("{files}-{n}")), "x").unwrap());
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(rustix::fs::CWD, &live, rustix::fs::CWD, &other, flags).unwrap();
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let seen: Vec<_> = (0..500).map(|_| list(&live)).collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        for found in seen {
+            let found = found.unwrap().len();
+            assert!(found == 3 || found == 50, "{found}");
+        }
+    });
+}
+
+/// A put that meets an exchange of its folder waits for the new one.
+#[test]
+fn nothing_is_put_into_a_folder_that_is_being_exchanged() {
+    let base = tempfile::tempdir().unwrap();
+    let (live, other) = (base.path().join("live"), base.path().join("other"));
+    std::fs::create_dir(&live).unwrap();
+    let held = held::exclusive(&live, Duration::ZERO).unwrap().unwrap();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let to = live.join("file");
+    let writer = std::thread::spawn(move || {
+        put(&to, &"x".into(), false).unwrap();
+        done.send(()).unwrap();
+    });
+    assert!(is_done.recv_timeout(Duration::from_millis(100)).is_err(), "it waits");
+    std::fs::rename(&live, &other).unwrap();
+    std::fs::create_dir(&live).unwrap();
+    drop(held);
+    writer.join().unwrap();
+    let count = |folder| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!((count(&live), count(&other)), (1, 0));
+}

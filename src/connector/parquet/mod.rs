@@ -7,12 +7,13 @@
 //! Writing ([`ParquetSink`]) is append-only. A file is named by its batch, so a replay puts the same bytes under the
 //! same name; `commit/N` is what makes it count, and our own readers ([`provider`]) read only files of committed
 //! batches. Another program that globs the folder may see a whole file a moment before its commit, never a torn one,
-//! never one twice. A live file is never replaced by a merged one: that needs a log (Delta). On object storage a [`mark`]
+//! never one twice. [`compact`] merges the files of a closed partition on local disk. On object storage a [`mark`]
 //! keeps older starts of the pipeline from writing.
 //!
 //! Strings are plain Parquet strings, timestamps µs with or without UTC adjustment; no Arrow schema is stored in the
 //! file, so that it reads the same everywhere. Partition columns are in the path only, as Hive, Spark and DuckDB do it.
 
+pub mod compact;
 mod drift;
 pub(super) mod layout;
 mod mark;

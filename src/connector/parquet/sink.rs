@@ -33,6 +33,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
+use super::compact;
 use super::layout::{FileName, parse_folder};
 use super::mark::Mark;
 use super::partition::{self, PARTITIONS_PER_INSERT};
@@ -275,13 +276,14 @@ fn layout_of(table: &Table, file: &Path) -> Result<(), String> {
 
 /// The folder is there, can be written, and holds no leftovers.
 async fn prepare(table: &Arc<Table>, local: PathBuf) -> Result<()> {
-    let depth = table.partition_columns.len();
+    let (depth, failed) = (table.partition_columns.len(), table.failed("open"));
     let prepared = tokio::task::spawn_blocking(move || {
-        create_folders(&local)?;
-        Durable::sweep(&local, depth)
+        compact::staging::repair(&local, depth)?;
+        let swept = create_folders(&local).and_then(|()| Durable::sweep(&local, depth));
+        swept.map_err(|e| failed.cause(e))
     });
     let prepared = prepared.await.map_err(|e| Error::internal("opening Parquet was stopped").cause(e))?;
-    let removed = prepared.map_err(|e| table.failed("open").cause(e))?;
+    let removed = prepared?;
     if removed > 0 {
         let table = table.definition.name.as_str();
         tracing::info!(removed, table, "removed files that a killed process left half-written");

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::connector::{Identity, InsertRows, Sink, Wave, WriteReport, WriteRequest};
 
+mod compact;
 mod drift;
 
 const PIPELINE: Uuid = Uuid::from_u128(0xabc);

@@ -42,6 +42,8 @@ OPTIONS (
   'brokers' '${KAFKA_BROKER:-localhost:9092}',
   'format' '${KAFKA_FORMAT:-json}',       -- json, avro, or auto where both come on the topic
   'schema.registry.url' '${SCHEMA_REGISTRY_URL:-http://localhost:8081}',     -- only asked where there is Avro
+  'schema.registry.user' '${SCHEMA_REGISTRY_USER:-}', 'schema.registry.password' '${SCHEMA_REGISTRY_PASSWORD:-}',
+  'schema.registry.ca' '${SCHEMA_REGISTRY_CA:-}',
   'watermark.column' 'timestamp',
   'watermark.delay' '30 seconds'        -- how late an event may be and still be counted in its window
 );

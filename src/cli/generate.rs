@@ -73,6 +73,15 @@ pub struct GenerateArgs {
         value_name = "URL"
     )]
     pub schema_registry: String,
+    /// Its user
+    #[arg(long, env = "SCHEMA_REGISTRY_USER", hide_env_values = true, value_name = "USER")]
+    pub schema_registry_user: Option<String>,
+    /// Password of the user
+    #[arg(long, env = "SCHEMA_REGISTRY_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    pub schema_registry_password: Option<String>,
+    /// Certificates in PEM that its own may be signed by; default: those of the system
+    #[arg(long, env = "SCHEMA_REGISTRY_CA", value_name = "FILE")]
+    pub schema_registry_ca: Option<String>,
     /// A property of librdkafka, as in security.protocol=ssl
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     pub properties: Vec<(String, String)>,
@@ -99,7 +108,15 @@ impl GenerateArgs {
             EventFormat::Json => None,
             EventFormat::Avro => {
                 let urls = registry_urls(&self.schema_registry);
-                Some(RegistryOptions::new(urls.map_err(|what| anyhow!("--schema-registry {what}"))?))
+                let urls = urls.map_err(|what| anyhow!("--schema-registry {what}"))?;
+                // Empty is as good as not set.
+                let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+                Some(RegistryOptions {
+                    user: given(&self.schema_registry_user),
+                    password: given(&self.schema_registry_password),
+                    ca: given(&self.schema_registry_ca).map(Into::into),
+                    ..RegistryOptions::new(urls)
+                })
             }
         };
         let by_rate = if self.rate == 0 { 10_000 } else { self.rate };

@@ -14,6 +14,7 @@ use super::environment::environment;
 use super::flags::SettingFlags;
 use super::output::{Out, ReportFormat};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::record::DimensionCommit;
 use crate::checkpoint::status::{Circuit, OutboxStatus};
 use crate::connector::Delivery;
 use crate::format::time::{lasting, write_timestamp};
@@ -78,7 +79,18 @@ struct Report {
     planned_at: Option<i64>,
     /// The lowest of the sources.
     watermark: Option<i64>,
+    /// Those that the last batch joined with.
+    dimensions: Vec<Dimension>,
     sinks: Vec<Sink>,
+}
+
+#[derive(Debug, Serialize)]
+struct Dimension {
+    name: String,
+    /// When the copy that the batch saw was read.
+    read_at: i64,
+    /// How old it was when the batch was planned.
+    age_s: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,8 +148,16 @@ impl Report {
             let oldest_s = age(&outbox, now);
             sinks.push(Sink { name, delivery: None, circuit: None, since: None, error: None, outbox, oldest_s });
         }
+        let dimensions = last.iter().flat_map(|last| {
+            let of = |(name, copy): (&String, &DimensionCommit)| {
+                let age_s = (last.planned_at - copy.read_at).max(0) / 1_000_000;
+                Dimension { name: name.clone(), read_at: copy.read_at, age_s }
+            };
+            last.dimensions.iter().map(of)
+        });
         Ok(Self {
             name: name.to_string(),
+            dimensions: dimensions.collect(),
             checkpoint: checkpoint.describe(),
             running: told.as_ref().is_some_and(|told| !told.ended && now - told.written_at < SILENCE_MAX),
             process: told.as_ref().map(|told| told.process.clone()),
@@ -163,6 +183,10 @@ impl Report {
                 out += &format!("committed  batch {batch}{planned}, watermark {watermark}\n");
             }
             None => out += "committed  nothing yet\n",
+        }
+        for Dimension { name, age_s, .. } in &self.dimensions {
+            let age = lasting(age_s * 1_000_000);
+            out += &format!("dimension  {name}: the copy that the batch joined with was {age} old\n");
         }
         for sink in &self.sinks {
             let delivery = match sink.delivery {

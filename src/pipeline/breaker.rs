@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A required sink whose circuit is open makes its batch wait; one with an outbox makes its own rows wait, and nothing else.
-//! Nothing is skipped either way. The log tells when a circuit opens and when it closes, each once, and every ten minutes that
-//! it is still open; the state is shown by `status`.
+//! Nothing is skipped either way. The log tells when a circuit opens, when the first attempt after that begins (further ones
+//! are no news), and when it closes, each once, and every ten minutes that it is still open; the state is shown by `status`.
 //!
 //! Time is passed in (µs since 1970, UTC).
 
@@ -49,6 +49,10 @@ struct State {
     failures: u32,
     error: Option<String>,
     told: i64,
+    /// Attempts since it was opened.
+    attempts: u64,
+    /// When the last attempt began.
+    attempted: i64,
 }
 
 /// How it stands.
@@ -58,11 +62,21 @@ pub struct View {
     pub since: i64,
     /// The last one, while it is not closed.
     pub error: Option<String>,
+    /// When the last attempt began.
+    pub attempted: i64,
 }
 
 impl Breaker {
     pub fn new(name: &str, waits: &'static str, now: i64) -> Self {
-        let state = State { circuit: Circuit::Closed, since: now, failures: 0, error: None, told: now };
+        let state = State {
+            circuit: Circuit::Closed,
+            since: now,
+            failures: 0,
+            error: None,
+            told: now,
+            attempts: 0,
+            attempted: now,
+        };
         Self { name: name.to_string(), waits, state: Mutex::new(state) }
     }
 
@@ -73,15 +87,24 @@ impl Breaker {
     pub fn view(&self) -> View {
         let state = self.state();
         let error = state.error.clone().filter(|_| state.circuit != Circuit::Closed);
-        View { circuit: state.circuit, since: state.since, error }
+        View { circuit: state.circuit, since: state.since, error, attempted: state.attempted }
     }
 
     /// An attempt begins.
-    pub fn attempt(&self) {
+    pub fn attempt(&self, now: i64) {
         let mut state = self.state();
+        state.attempted = now;
         if state.circuit == Circuit::Open {
             state.circuit = Circuit::HalfOpen;
-            tracing::debug!(sink = self.name, "circuit half-open: one attempt");
+            state.attempts += 1;
+            match state.attempts {
+                1 => tracing::info!(
+                    sink = self.name,
+                    "circuit half-open: one attempt, and others until it answers, {} s apart at most",
+                    PAUSE_MAX.as_secs()
+                ),
+                _ => tracing::debug!(sink = self.name, "circuit half-open: one attempt"),
+            }
         }
     }
 
@@ -108,7 +131,7 @@ impl Breaker {
         };
         match state.circuit {
             Circuit::Closed if for_good || state.failures >= FAILURES_MAX => {
-                (state.circuit, state.since, state.told) = (Circuit::Open, now, now);
+                (state.circuit, state.since, state.told, state.attempts) = (Circuit::Open, now, now, 0);
                 let (sink, failures, waits) = (self.name.as_str(), state.failures, self.waits);
                 if for_good {
                     tracing::error!(sink, "circuit open, could not {what}; {waits} until that is mended: {error}");
@@ -171,7 +194,7 @@ where
 {
     let breaker = Breaker::new("checkpoint", "everything waits", now());
     loop {
-        breaker.attempt();
+        breaker.attempt(now());
         match work().await {
             Ok(done) => {
                 breaker.succeeded(now());
@@ -198,7 +221,7 @@ mod tests {
     }
 
     fn view(breaker: &Breaker) -> (Circuit, i64, Option<String>) {
-        let View { circuit, since, error } = breaker.view();
+        let View { circuit, since, error, .. } = breaker.view();
         (circuit, since, error)
     }
 
@@ -206,23 +229,23 @@ mod tests {
     fn it_opens_after_five_failures_in_a_row_and_closes_when_the_sink_answers() {
         let breaker = Breaker::new("s", "its rows wait", 0);
         for failure_number in 1..FAILURES_MAX {
-            breaker.attempt();
+            breaker.attempt(SECOND);
             let pause = breaker.failed("write", &failure(), false, SECOND);
             assert_eq!(pause, PAUSE_FIRST * (1 << (failure_number - 1)));
             assert_eq!(view(&breaker), (Circuit::Closed, 0, None));
         }
         breaker.succeeded(2 * SECOND); // one answer, and they count anew
         for _ in 0..FAILURES_MAX {
-            breaker.attempt();
+            breaker.attempt(SECOND);
             breaker.failed("write", &failure(), false, 3 * SECOND);
         }
         let told = Some("could not reach it: connection refused".to_string());
         assert_eq!(view(&breaker), (Circuit::Open, 3 * SECOND, told.clone()));
-        breaker.attempt();
+        breaker.attempt(SECOND);
         assert_eq!(view(&breaker), (Circuit::HalfOpen, 3 * SECOND, told.clone()));
         breaker.failed("write", &failure(), false, 9 * SECOND);
         assert_eq!(view(&breaker), (Circuit::Open, 3 * SECOND, told), "open since the first time");
-        breaker.attempt();
+        breaker.attempt(SECOND);
         breaker.succeeded(12 * SECOND);
         assert_eq!(view(&breaker), (Circuit::Closed, 12 * SECOND, None));
     }

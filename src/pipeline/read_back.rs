@@ -63,7 +63,7 @@ impl ReadBack {
         let wanted = DimensionSpec::whole(Arc::clone(&table), Arc::clone(&self.spec.pinned), since)?;
         let breaker = Breaker::new(&table.name, "the next batch waits", now());
         let version = loop {
-            breaker.attempt();
+            breaker.attempt(now());
             match read(&wanted).await {
                 Ok(version) => break version,
                 Err(error) => breaker.pause_after(error, "read it back", stop).await?,

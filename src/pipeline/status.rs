@@ -1,7 +1,8 @@
 //! Tells every second how the sinks answer: to the status line, and to a file of the checkpoint that `poundlock status` reads.
 //!
-//! The file is written when a circuit has opened or closed, and every few seconds besides, so that who reads it knows that the
-//! process lives. It is a courtesy: if it cannot be written, the pipeline goes on.
+//! The file is written when a circuit has opened or closed, when an attempt (half-open) takes longer than a moment, and every few
+//! seconds besides, so that who reads it knows that the process lives. It is a courtesy: if it cannot be written, the pipeline
+//! goes on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::breaker::View;
 use super::outbox::Outboxes;
 use super::start::now;
 use super::turn::{Observer, Progress};
@@ -19,6 +21,8 @@ use crate::checkpoint::status::{Circuit, SinkStatus, Status};
 const EVERY: Duration = Duration::from_secs(1);
 /// Without a change.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// An attempt that takes so long is told of; µs.
+const LONG_ATTEMPT: i64 = 1_000_000;
 
 /// Runs beside the loop.
 pub struct Keeper {
@@ -35,7 +39,7 @@ impl Keeper {
             loop {
                 let all: Vec<SinkStatus> = sinks.iter().map(|sink| status(sink, &outboxes)).collect();
                 observer(Progress::Sinks(&all));
-                let circuits: Vec<Circuit> = all.iter().map(|sink| steady(sink.circuit)).collect();
+                let circuits: Vec<Circuit> = sinks.iter().map(|sink| steady(&sink.breaker.view(), now())).collect();
                 let is_end = ended.is_cancelled();
                 if is_end || circuits != told || written.is_none_or(|at| at.elapsed() >= SIGN_OF_LIFE) {
                     let status = Status {
@@ -80,9 +84,12 @@ impl Drop for Keeper {
     }
 }
 
-/// An attempt now and then is no news.
-fn steady(circuit: Circuit) -> Circuit {
-    if circuit == Circuit::HalfOpen { Circuit::Open } else { circuit }
+/// An attempt now and then is no news, but one that takes long is.
+fn steady(view: &View, now: i64) -> Circuit {
+    match view.circuit {
+        Circuit::HalfOpen if now - view.attempted < LONG_ATTEMPT => Circuit::Open,
+        circuit => circuit,
+    }
 }
 
 fn status(sink: &Watched, outboxes: &Outboxes) -> SinkStatus {
@@ -94,5 +101,21 @@ fn status(sink: &Watched, outboxes: &Outboxes) -> SinkStatus {
         since: view.since,
         error: view.error,
         outbox: outboxes.iter().find(|outbox| outbox.name() == sink.name).map(|outbox| outbox.status()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_told_of_when_it_takes_long() {
+        let view = |circuit| View { circuit, since: 0, error: None, attempted: 5 * LONG_ATTEMPT };
+        let (soon, later) = (5 * LONG_ATTEMPT + LONG_ATTEMPT - 1, 6 * LONG_ATTEMPT);
+        assert_eq!(steady(&view(Circuit::HalfOpen), soon), Circuit::Open);
+        assert_eq!(steady(&view(Circuit::HalfOpen), later), Circuit::HalfOpen);
+        for circuit in [Circuit::Open, Circuit::Closed] {
+            assert_eq!(steady(&view(circuit), later), circuit);
+        }
     }
 }

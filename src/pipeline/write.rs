@@ -48,8 +48,10 @@ struct OpenSink {
     sink: Box<dyn Sink>,
     tables: BTreeSet<String>,
     newest: Option<u64>,
-    /// Of handing over, where it has an outbox: what is delivered has one of its own.
+    /// Of handing over, where it has an outbox, so of the checkpoint: what is delivered has one of its own.
     breaker: Arc<Breaker>,
+    /// What is done with a batch's rows, for the log.
+    doing: String,
 }
 
 /// What [`Sinks::open`] is given.
@@ -113,11 +115,22 @@ impl Sinks {
     /// Connects to all of them, side by side.
     pub async fn open(targets: Targets, identity: &Identity) -> Result<Self> {
         let Targets { sinks, outboxes, written, dead_letters, inserts, archive } = targets;
+        let has_outbox = |name: &str| outboxes.iter().any(|outbox| outbox.name() == name);
+        let has_outbox = &has_outbox;
         let open = |mut sink: Box<dyn Sink>| async move {
             let name = sink.name().to_string();
             let newest = retry_at_start(&name, "open the sink", async || sink.open(identity).await).await?;
-            let breaker = Arc::new(Breaker::new(&name, "its batch waits, and with it all that follow", now()));
-            Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest, breaker })
+            // Where rows are handed over, it is the checkpoint that takes them or does not.
+            let (of, waits, doing) = match has_outbox(&name) {
+                true => (
+                    "checkpoint",
+                    "their batch waits, and with it all that follow",
+                    format!("put the rows for sink {name} into its outbox"),
+                ),
+                false => (name.as_str(), "its batch waits, and with it all that follow", "write".to_string()),
+            };
+            let breaker = Arc::new(Breaker::new(of, waits, now()));
+            Ok::<_, Error>(OpenSink { tables: sink.tables().into_iter().collect(), sink, newest, breaker, doing })
         };
         let sinks = try_join_all(sinks.into_iter().map(open)).await?;
         let written = written.into_iter().map(|table| (table.name.clone(), table)).collect();
@@ -235,7 +248,7 @@ impl Sinks {
         tokio::pin!(patience);
         let breaker = Breaker::new("dead letters", "their batch waits", now());
         loop {
-            breaker.attempt();
+            breaker.attempt(now());
             let error = tokio::select! {
                 filled = self.archive.fill(letters, of) => match filled {
                     Ok(()) => return Ok(()),
@@ -333,10 +346,10 @@ async fn write_one(
 ) -> Result<(WriteReport, WriteRequest)> {
     let breaker = &open.breaker;
     let mut report = loop {
-        breaker.attempt();
+        breaker.attempt(now());
         match open.sink.write(&request).await {
             Ok(report) => break report,
-            Err(error) => breaker.pause_after(error, "write", stop).await?,
+            Err(error) => breaker.pause_after(error, &open.doing, stop).await?,
         }
     };
     breaker.succeeded(now());

@@ -20,6 +20,9 @@ pub fn poundlock(folder: &Path, arguments: &[&str]) -> Command {
     {
         command.env_remove(name);
     }
+    for name in ["SCHEMA_REGISTRY_USER", "SCHEMA_REGISTRY_PASSWORD", "SCHEMA_REGISTRY_CA"] {
+        command.env_remove(name);
+    }
     for name in ["ANOMALY_THRESHOLD", "Z_THRESHOLD", "PROCESSING_TRIGGER", "POUNDLOCK_LOG", "RUST_LOG"] {
         command.env_remove(name);
     }

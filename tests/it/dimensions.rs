@@ -126,6 +126,18 @@ INSERT INTO db.named SELECT id, concat_ws('+', c.name, j.name, p.name) FROM kafk
     versions.dedup();
     assert_eq!(versions.len(), 2);
     assert!(pinned.zip(&commits).all(|(pinned, commit)| pinned.read_at > 0 && pinned.read_at <= commit.planned_at));
+    // And `status` tells it of the last one.
+    let (last, status) = (commits.last().unwrap(), crate::outbox::status(&project));
+    let told = status["dimensions"].as_array().unwrap();
+    let names: Vec<&str> = told.iter().map(|told| told["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["public.of_csv", "public.of_json", "public.of_parquet"]);
+    for told in told {
+        let read_at = last.dimensions[told["name"].as_str().unwrap()].read_at;
+        assert_eq!(
+            (&told["read_at"], &told["age_s"]),
+            (&read_at.into(), &((last.planned_at - read_at) / 1_000_000).into())
+        );
+    }
 }
 
 const NAMED: &str = "

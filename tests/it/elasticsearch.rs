@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Date32Array, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -19,7 +20,8 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::cli::{poundlock, text};
-use crate::harness::Elasticsearch;
+use crate::harness::{Elasticsearch, Feeder, World};
+use crate::outbox::servers::Own;
 use crate::recovery::contents::messages;
 use crate::recovery::project::{Project, Servers};
 use proxy::{Certificates, Proxy};
@@ -250,6 +252,33 @@ async fn a_wrong_certificate_and_a_wrong_key_are_told_as_such() {
         assert!(shown.contains(says) && shown.contains("hint: "), "{shown}");
         assert!(!shown.contains("battery") && !shown.contains("wrong-secret"), "{shown}");
     }
+}
+
+/// A server of its own: in that of the other tests the template is there already.
+#[test]
+#[ignore = "needs Kafka, PostgreSQL and Elasticsearch: make test"]
+fn run_applies_the_shipped_template_before_the_first_document() {
+    let server = Own::elasticsearch();
+    let mut world = World::new("templates");
+    world.elasticsearch = server.client();
+    world.index = "user_event_logs".into();
+    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations"), world.folder.join("migrations"));
+    fs::create_dir_all(to.join("elasticsearch")).unwrap();
+    for folder in ["", "elasticsearch"] {
+        for file in fs::read_dir(from.join(folder)).unwrap().map(Result::unwrap) {
+            if file.file_type().unwrap().is_file() {
+                fs::copy(file.path(), to.join(folder).join(file.file_name())).unwrap();
+            }
+        }
+    }
+    Feeder::feed(&world, 5, 2_000);
+    world.run(&["--until-caught-up", "--close-windows"]).succeed(Duration::from_secs(180));
+    assert!(!world.elasticsearch.documents(&world.index).is_empty());
+    let (_, mapping) = world.elasticsearch.request("GET", "user_event_logs/_mapping", None);
+    let shipped = fs::read_to_string(from.join("elasticsearch/user_event_logs.json")).unwrap();
+    let shipped: Value = serde_json::from_str(&shipped).unwrap();
+    // Without it a text would be `text`, with a field `keyword` below it.
+    assert_eq!(mapping["user_event_logs"]["mappings"], shipped["template"]["mappings"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! ```
 
 mod killed;
-mod servers;
+pub mod servers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::cli::{poundlock, text};
-use crate::harness::{Program, wait_for};
+use crate::harness::{Answering, Program, Proxy, Way, wait_for};
 use crate::recovery::contents::{self, messages};
 use crate::recovery::project::{LIMIT, Project, QUERIES, Servers, contains};
 
@@ -97,7 +97,7 @@ fn says(program: &mut Program, line: &str) {
     });
 }
 
-fn status(project: &Project) -> Value {
+pub fn status(project: &Project) -> Value {
     let mut command = poundlock(project.folder.path(), &["status", "--format", "json"]);
     let output = command.envs(&project.environment).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -170,6 +170,65 @@ fn a_dead_sink_stops_nothing_and_has_everything_once_when_it_is_back() {
     let status = status(&project);
     assert!(status["running"] == false && of_outbox(&status)["outbox"]["batches"] == 0, "{status:#}");
     assert!(project.commits().iter().flat_map(|commit| commit.inserts.values()).any(|of| of.outbox == Some(10)));
+}
+
+/// A server that takes connections and never answers: while the attempt lasts, the status says that one is made.
+#[test]
+fn an_attempt_that_takes_long_is_told_as_half_open_and_the_log_has_one_line_of_it() {
+    let mut project = project();
+    let server = Answering::start(|_| (200, "{}".into()));
+    let way = Proxy::start(&server.url);
+    way.set(Way::Closed);
+    project.environment.insert("SILENT_URL", way.url());
+    let silent = LATE.replace("late", "silent").replace("STORED AS DATABASE", "STORED AS ELASTICSEARCH");
+    let silent =
+        silent.replace("LATE_URL", "SILENT_URL").replace("'connect_timeout' '100 ms'", "'timeout' '4 seconds'");
+    project.write(&format!("{QUERIES}{silent}"));
+    project.environment.insert("POUNDLOCK_LOG", "poundlock=debug".into());
+    let mut program = project.start(&[], "");
+    says(&mut program, "pipeline is running");
+    produce(&project, 0..10);
+    told(&project, "open");
+    says(&mut program, "circuit half-open: one attempt, and others until it answers");
+    way.set(Way::Frozen);
+    let half_open = || {
+        wait_for("the status to tell of an attempt", LIMIT, || {
+            Some(of_outbox(&status(&project))).filter(|sink| sink["circuit"] == "half_open")
+        })
+    };
+    let sink = half_open();
+    assert!(sink["error"].is_string() && sink["since"].is_i64(), "{sink:#}");
+    // It fails, and is made again; each of them is in the log of debugging only.
+    wait_for("the attempt to fail", LIMIT, || (of_outbox(&status(&project))["circuit"] == "open").then_some(()));
+    half_open();
+    program.must_live();
+    let log = program.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("circuit half-open")).collect();
+    assert!(lines.len() >= 2, "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains(" INFO ")).count(), 1, "{lines:?}");
+    // The others are not kept from their rows.
+    assert_eq!(project.ids("shares"), (0..10).collect::<Vec<_>>());
+    let text = {
+        let mut command = poundlock(project.folder.path(), &["status"]);
+        crate::cli::text(&command.envs(&project.environment).output().unwrap().stdout)
+    };
+    contains(&text, &[": outbox, "]);
+    program.kill();
+}
+
+/// It is the checkpoint that does not take them: the target has nothing to do with it.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
+fn rows_that_the_checkpoint_does_not_take_are_told_as_such() {
+    let project = project();
+    produce(&project, 0..10);
+    let log = project.start(&["--until-caught-up"], "outbox::before_put=2*return").succeed(LIMIT);
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("outbox::before_put")).collect();
+    assert!(!lines.is_empty(), "{log}");
+    for line in lines {
+        contains(line, &["checkpoint", "could not put the rows for sink sqlite-", "into its outbox, trying again"]);
+    }
+    assert_eq!(copies(&project), (0..10).collect::<Vec<_>>());
 }
 
 #[test]

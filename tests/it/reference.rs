@@ -94,6 +94,44 @@ fn the_environment_of_the_shipped_project_is_on_the_page() {
     }
 }
 
+/// What compose does not decide itself it hands on; topics are made there, and its Kafka has transactions.
+#[test]
+fn compose_hands_on_the_environment_of_the_shipped_project() {
+    let compose = fs::read_to_string(root("docker-compose.yml")).unwrap();
+    let own = ["KAFKA_TOPIC", "KAFKA_DLQ_TOPIC", "KAFKA_ALERT_TOPIC", "KAFKA_TRANSACTIONS"];
+    let mut names = BTreeSet::new();
+    for file in fs::read_dir(root("queries")).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("--")) {
+            let references = line.split("${").skip(1).map(|rest| rest.split([':', '}']).next().unwrap().to_string());
+            names.extend(references);
+        }
+    }
+    assert!(names.len() > 20, "{names:?}");
+    for name in names.iter().filter(|name| !own.contains(&name.as_str())) {
+        assert!(compose.contains(&format!("\n      {name}: ")), "docker-compose.yml does not hand on {name}");
+    }
+}
+
+/// The versions that the page says are tried are those that the tests install.
+#[test]
+fn versions_are_those_of_the_services() {
+    let page = page();
+    let service = |name: &str| fs::read_to_string(root(&format!("tests/services/lib/{name}.sh"))).unwrap();
+    for (name, product, variable) in [
+        ("kafka", "Apache Kafka", "${KAFKA_VERSION:="),
+        ("elasticsearch", "Elasticsearch", "${ELASTICSEARCH_VERSION:="),
+        ("s3", "versitygw", "${VERSITYGW_VERSION:=v"),
+    ] {
+        let text = service(name);
+        let version = text.split_once(variable).unwrap().1.split('}').next().unwrap();
+        assert!(page.contains(&format!("{product} {version}")), "docs/reference.md lacks {product} {version}");
+    }
+    let registry = service("registry");
+    let page_of = page.split_once("Apicurio Registry ").unwrap().1.split([',', ' ']).next().unwrap();
+    assert!(registry.contains(page_of), "{page_of}");
+}
+
 /// A limit on the page is a constant of the code, with the value it has there: `src/…` `NAME = value`.
 #[test]
 fn limits_are_those_of_the_code() {

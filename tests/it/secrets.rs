@@ -17,7 +17,7 @@ use walkdir::WalkDir;
 
 use crate::cli::poundlock;
 use crate::elasticsearch::proxy::{Certificates, Proxy};
-use crate::harness::{Elasticsearch, create_topics, psql, wait_for};
+use crate::harness::{Elasticsearch, Program, create_topics, psql, wait_for};
 use crate::recovery::{
     self,
     project::{Project, Servers},
@@ -66,6 +66,10 @@ const KAFKA: &str = "'brokers' '${KAFKA_TLS_BROKERS}', 'kafka.security.protocol'
   'schema.registry.url' '${REGISTRY_URL}', 'schema.registry.user' 'reg', 'schema.registry.password' '${REGISTRY_PASSWORD}',
   'schema.registry.ca' '${CA}', 'schema.registry.timeout' '20 seconds'";
 
+/// Files that hold a secret.
+const OF_FILES: [&str; 3] = ["kafka-password", "database-url", "es-password"];
+const BY_FILE: &str = "'username' 'me', 'password' '${file:es-password}'";
+
 fn queries(es_user: &str) -> String {
     QUERIES.replace("KAFKA,", &format!("{KAFKA},")).replace("ES_USER", es_user)
 }
@@ -77,10 +81,11 @@ fn found(text: &str, secrets: &[&str]) -> Option<String> {
     Some(format!("{secret}: …{}", &text[from..at + secret.len()]))
 }
 
-/// All files below a folder but this one; how many there are.
-fn search(folder: &Path, but: &str, secrets: &[&str]) -> usize {
+/// All files below a folder but those of secrets; how many there are.
+fn search(folder: &Path, secrets: &[&str]) -> usize {
     let files = WalkDir::new(folder).into_iter().map(Result::unwrap);
-    let files = files.filter(|entry| entry.file_type().is_file() && entry.file_name() != but);
+    let files = files.filter(|entry| entry.file_type().is_file());
+    let files = files.filter(|entry| !OF_FILES.iter().any(|name| entry.file_name() == *name));
     let look = |entry: walkdir::DirEntry| {
         let bytes = fs::read(entry.path()).unwrap();
         if let Some(found) = found(&String::from_utf8_lossy(&bytes), secrets) {
@@ -109,6 +114,7 @@ impl Planted {
         fs::create_dir(folder.path().join("queries")).unwrap();
         fs::write(folder.path().join("queries/all.sql"), queries(BY_PASSWORD)).unwrap();
         fs::write(folder.path().join("kafka-password"), variable("KAFKA_TLS_PASSWORD")).unwrap();
+        fs::write(folder.path().join("es-password"), ELASTICSEARCH).unwrap();
         let brokers = variable("KAFKA_BROKERS");
         create_topics(&brokers, &[(&name, 1), (&format!("{name}-copy"), 1), (&format!("{name}-dead"), 1)], &[]);
         let server_url = variable("DATABASE_URL");
@@ -119,6 +125,7 @@ impl Planted {
         let root = variable("DATABASE_ROOT_CERT");
         let database = format!("postgres://{role}:{DATABASE}@{place}/{role}?sslmode=verify-full&sslrootcert={root}");
 
+        fs::write(folder.path().join("database-url"), &database).unwrap();
         let (server, certificates) = (Elasticsearch::of_environment(), Certificates::make());
         let search = Proxy::start(&certificates, &server.url, &[BASIC_OF_ELASTICSEARCH, KEY_OF_ELASTICSEARCH]);
         let registry = variable("SCHEMA_REGISTRY_URL");
@@ -161,11 +168,15 @@ impl Planted {
         self.environment.iter().find(|(known, _)| *known == name).unwrap().1.clone()
     }
 
-    /// Exit code, and all that it printed.
-    fn output(&self, arguments: &[&str], other: &[(&str, &str)]) -> (Option<i32>, String) {
+    fn command(&self, arguments: &[&str], other: &[(&str, &str)]) -> Command {
         let mut command: Command = poundlock(self.folder.path(), arguments);
         command.envs(self.environment.iter().cloned()).envs(other.iter().copied());
-        let output = command.output().unwrap();
+        command
+    }
+
+    /// Exit code, and all that it printed.
+    fn output(&self, arguments: &[&str], other: &[(&str, &str)]) -> (Option<i32>, String) {
+        let output = self.command(arguments, other).output().unwrap();
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         (output.status.code(), text.concat())
     }
@@ -244,6 +255,17 @@ fn no_secret_is_left_anywhere() {
     planted.has_none("the log", &log);
     assert_eq!(planted.server.documents(&planted.name).len(), 3);
 
+    // The same out of mounted files, with the other format of the log.
+    let by_file = queries(BY_FILE).replace("LOCATION '${DATABASE_URL}'", "LOCATION '${file:database-url}'");
+    planted.write(&by_file);
+    planted.produce(&["{\"id\":4,\"text\":\"d\"}"]);
+    let nothing = [("POUNDLOCK_LOG", "trace"), ("DATABASE_URL", ""), ("ES_PASSWORD", ""), ("ES_API_KEY", "")];
+    let (code, log) = planted.output(&["--log-format", "json", "run", "--until-caught-up"], &nothing);
+    assert!(code == Some(0) && log.contains("\"level\":\"TRACE\""), "{log}");
+    planted.has_none("the log as JSON", &log);
+    assert_eq!(planted.server.documents(&planted.name).len(), 4);
+    assert_eq!(psql(&planted.of("DATABASE_URL"), "SELECT count(*) FROM rows").trim(), "3");
+
     // What it prints of itself.
     for arguments in [
         &["check"][..],
@@ -258,6 +280,8 @@ fn no_secret_is_left_anywhere() {
         &["sql", "-c", "SHOW CREATE TABLE db.rows"],
         &["sql", "-c", "SELECT * FROM documents"],
         &["sql", "-c", "SELECT * FROM copy"],
+        &["status"],
+        &["status", "--format", "json"],
     ] {
         let (_, text) = planted.output(arguments, &trace);
         assert!(!text.is_empty(), "{arguments:?}");
@@ -267,7 +291,7 @@ fn no_secret_is_left_anywhere() {
     // What it stored: checkpoint with plans and programs, the lake, the database with its records, topics, documents.
     let secrets = Planted::secrets();
     let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
-    let files = search(planted.folder.path(), "kafka-password", &secrets);
+    let files = search(planted.folder.path(), &secrets);
     assert!(files > 8 && Path::new(&planted.folder.path().join("checkpoint")).is_dir(), "{files} files");
     let url = planted.of("DATABASE_URL");
     let tables =
@@ -362,6 +386,111 @@ fn nor_in_an_error_of_a_start_that_fails() {
     }
 }
 
+/// What a sink with an outbox says last is in the file of the status, and `status` repeats it.
+#[test]
+#[ignore = "needs Kafka, PostgreSQL, Elasticsearch and a schema registry: make test"]
+fn nor_in_the_status_of_a_sink_that_refuses_us() {
+    let planted = Planted::new();
+    let outbox =
+        |es_user: &str| queries(es_user).replace("'index' '${NAME}'", "'index' '${NAME}', 'delivery' 'outbox'");
+    let with_user = planted.of("ES_URL").replace("https://", &format!("https://me:{WRONG}@"));
+    for (es_user, environment, says) in [
+        (BY_PASSWORD, vec![("ES_PASSWORD", WRONG)], "status 401"),
+        (BY_KEY, vec![("ES_API_KEY", WRONG)], "status 401"),
+        ("'compression' 'gzip'", vec![("ES_URL", with_user.as_str())], "status 401"),
+        // The right ones, sent to nobody.
+        (BY_KEY, vec![("ES_URL", "https://127.0.0.1:1")], "refused"),
+    ] {
+        planted.write(&outbox(es_user));
+        // What the start before has told.
+        fs::remove_file(planted.folder.path().join(format!("checkpoint/{}/status", planted.name))).ok();
+        let command = planted.command(&["run"], &[&environment[..], &[("POUNDLOCK_LOG", "trace")]].concat());
+        // Not among what is looked through: a test's log begins with the command, secrets and all.
+        let aside = tempfile::tempdir().unwrap();
+        let mut program = Program::start(command, aside.path().join("log"));
+        let told = wait_for("its circuit to open", PATIENCE, || {
+            program.must_live();
+            let (code, text) = planted.output(&["status", "--format", "json"], &environment);
+            let status: serde_json::Value = serde_json::from_str(text.get(text.find('{')?..)?).ok()?;
+            let sinks = status["sinks"].as_array()?.iter();
+            let error = sinks.filter_map(|sink| sink["error"].as_str()).any(|error| error.contains(says));
+            (code == Some(0) && error).then_some(text)
+        });
+        planted.has_none("the status", &told);
+        let (_, text) = planted.output(&["status"], &environment);
+        assert!(text.contains(says), "{text}");
+        planted.has_none("the status in words", &text);
+        planted.has_none("the log", &program.log());
+        program.kill();
+        let secrets = Planted::secrets();
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        assert!(search(planted.folder.path(), &secrets) > 5);
+    }
+}
+
+/// `migrate` is told how to reach Elasticsearch by flags and environment, `generate` its brokers and the registry.
+#[test]
+#[ignore = "needs Kafka, PostgreSQL, Elasticsearch and a schema registry: make test"]
+fn nor_by_the_verbs_that_stand_beside_the_run() {
+    let planted = Planted::new();
+    let templates = planted.folder.path().join("migrations/elasticsearch");
+    fs::create_dir_all(&templates).unwrap();
+    let template = format!("{{\"index_patterns\": [\"{}-*\"], \"priority\": 502}}", planted.name);
+    fs::write(templates.join(format!("{}.json", planted.name)), template).unwrap();
+    let (trace, ca) = (("POUNDLOCK_LOG", "trace"), planted.of("CA"));
+    let search = planted.of("ES_URL");
+    let [right, wrong] = [ELASTICSEARCH, WRONG].map(|user| search.replace("https://", &format!("https://me:{user}@")));
+    let other = planted.certificates.path("other-ca.pem");
+    for (environment, exit, says) in [
+        (vec![("ES_URL", right.as_str()), ("ES_API_KEY", ""), ("ES_CA_FILE", &ca)], 0, "applied template"),
+        (vec![("ES_CA_FILE", &ca)], 0, "nothing to apply"),
+        (vec![("ES_URL", &wrong), ("ES_API_KEY", ""), ("ES_CA_FILE", &ca)], 2, "status 401"),
+        (vec![("ES_API_KEY", WRONG), ("ES_CA_FILE", &ca)], 2, "status 401"),
+        (vec![("ES_CA_FILE", &other)], 2, "certificate"),
+        (vec![("ES_URL", &right), ("ES_CA_FILE", &ca)], 2, "both a user and an API key"),
+    ] {
+        let (code, text) = planted.output(&["migrate"], &[&environment[..], &[trace]].concat());
+        assert!(code == Some(exit) && text.contains(says), "{environment:?}: {code:?} {text}");
+        planted.has_none("migrate", &text);
+    }
+    planted.server.request("DELETE", &format!("_index_template/{}", planted.name), None);
+
+    let brokers = planted.of("KAFKA_TLS_BROKERS");
+    let password = variable("KAFKA_TLS_PASSWORD");
+    let generate = |properties: &[String], environment: &[(&str, &str)]| {
+        let secured = ["security.protocol=sasl_ssl", "sasl.mechanism=SCRAM-SHA-512", "sasl.username=poundlock"];
+        let ca = format!("ssl.ca.location={}", planted.of("KAFKA_TLS_CA"));
+        let mut arguments = vec!["generate", "--brokers", &brokers, "--topic", &planted.name, "--count", "10"];
+        arguments.extend(["--format", "avro"]);
+        for property in secured.into_iter().chain([ca.as_str()]).chain(properties.iter().map(String::as_str)) {
+            arguments.extend(["--property", property]);
+        }
+        let (code, text) = planted.output(&arguments, &[environment, &[trace]].concat());
+        planted.has_none("generate", &text);
+        (code, text)
+    };
+    let (url, ca) = (planted.of("REGISTRY_URL"), planted.of("CA"));
+    let registry = [
+        ("SCHEMA_REGISTRY_URL", url.as_str()),
+        ("SCHEMA_REGISTRY_USER", "reg"),
+        ("SCHEMA_REGISTRY_PASSWORD", REGISTRY),
+        ("SCHEMA_REGISTRY_CA", &ca),
+    ];
+    let right = [format!("sasl.password={password}")];
+    let (code, text) = generate(&right, &registry);
+    assert_eq!(code, Some(0), "{text}");
+    let mut wrong = registry;
+    wrong[2].1 = WRONG;
+    let (code, text) = generate(&right, &wrong);
+    assert!(code == Some(2) && text.contains("refuses the credentials"), "{text}");
+    wrong = registry;
+    wrong[3].1 = "";
+    let (code, text) = generate(&right, &wrong);
+    assert!(code == Some(2) && text.contains("certificate"), "{text}");
+    let (code, text) = generate(&[format!("sasl.passwort={WRONG}")], &registry);
+    assert!(code == Some(2) && text.contains("sasl.passwort"), "{text}");
+}
+
 /// Keys of the environment for the checkpoint, others in OPTIONS for the lake, each for a server of its own.
 #[test]
 #[ignore = "needs S3: make test"]
@@ -411,9 +540,9 @@ fn nor_are_the_keys_of_s3() {
         assert!(!text.is_empty(), "{arguments:?}");
         has_none(&format!("{arguments:?}"), &text);
     }
-    let stored = folders.each_ref().map(|folder| search(folder.path(), "", &secrets));
+    let stored = folders.each_ref().map(|folder| search(folder.path(), &secrets));
     assert!(stored.iter().all(|files| *files > 5), "{stored:?}");
-    search(project.folder.path(), "", &secrets);
+    search(project.folder.path(), &secrets);
 
     // Errors of starts that fail.
     let nowhere = "https://127.0.0.1:1";

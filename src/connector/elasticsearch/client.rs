@@ -36,7 +36,8 @@ const PAGE_CHARS_MAX: usize = 200;
 const CAUSES_MAX: usize = 3;
 const CAUSE_CHARS_MAX: usize = 200;
 
-/// Bytes of one answer. The longest wanted is that of a bulk request, with an error for each document.
+/// Bytes of one answer that tells its length; one that does not is bounded by the time-out alone, for the client library gives
+/// bodies whole. The longest wanted is that of a bulk request, with an error for each document.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// See the module's documentation.

@@ -157,6 +157,21 @@ async fn a_busy_server_is_asked_again_a_few_times() {
     assert!(sink.holds(1).await.unwrap(), "something of it may have come in");
 }
 
+/// The server is busy: who comes back at once keeps it so. A slow machine only makes the pauses longer.
+#[tokio::test]
+async fn the_pauses_between_requests_that_were_not_taken_double() {
+    let stub = Stub::start(|_, _| statuses(&[429])).await;
+    let table = table("logs", &stub.url(), &["id"], &[]);
+    open(&table).await.write(&request(&table, 1, &many(1))).await.unwrap_err();
+    let seen = stub.seen();
+    let bulks: Vec<_> = seen.iter().filter(|seen| seen.line.starts_with("POST /_bulk")).collect();
+    let pauses: Vec<_> = bulks.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    assert_eq!(pauses.len(), 4);
+    for (pause, least) in pauses.iter().zip([100, 200, 400, 800]) {
+        assert!(pause.as_millis() >= least, "{pauses:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_is_silent_or_away_may_come_back() {
     let stub = Stub::start(|_, _| Reply::Silence).await;

@@ -2,20 +2,24 @@
 //!
 //! ```text
 //! reader thread: id in a frame ─▶ [settle] ─▶ known (memory, checkpoint, registry) ─▶ into the buffer
-//!                                     └─▶ unknown to the registry ─▶ into the buffer, to become a row with `_error`
-//! decoding thread: [Judge] ─▶ the plan of the id, or "not in the registry" ─▶ noted, durable before the rows are seen
+//!                                     └─▶ unknown, or not usable ─▶ into the buffer, to become a row with `_error`
+//! decoding thread: [Judge] ─▶ the plan of the id, or why there is none ─▶ noted, durable before the rows are seen
 //! ```
 //!
 //! The reader settles an id before a record with it enters the buffer, so nothing behind it ever waits: while the registry
 //! is away, records with known schemas go on, and one with a new schema holds the reader back, as brokers that are away do.
 //!
-//! A schema never changes under its id, so what is kept of one is right for ever. That an id is *not* known may change:
-//! therefore every record that was refused for it is noted (per partition: up to which offset), and a replay refuses it again.
+//! A schema never changes under its id, so what is kept of one is right for ever. That an id is *not* known, or that its
+//! schema cannot be had whole (a reference is missing, there are too many), may change: therefore every record that was refused
+//! for it is noted (per partition: up to which offset, and why), and a replay refuses it again with the same words.
 //!
 //! Failure: a registry that is away is asked again with growing pauses; [`COLD_LIMIT`] long where, since the start, it has not
-//! answered and nothing that is kept was of use, else [`AWAY_LIMIT`]. What is wrong by the user's hand (address, credentials) ends the source at once.
+//! answered and nothing that is kept was of use, else [`AWAY_LIMIT`]. Credentials that are refused, or an answer that is not a
+//! registry's, are waited for just so: they come from a gateway, or somebody is changing them. Only while it has never answered
+//! they end the source at once, for then the options are wrong. One schema never ends it.
 
 pub mod client;
+mod refused;
 
 #[cfg(test)]
 pub mod fake;
@@ -26,15 +30,16 @@ use std::time::{Duration, Instant};
 
 use arrow::datatypes::FieldRef;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 pub use self::client::registry_urls;
 
-use self::client::{Registry, SchemaText};
+use self::client::{Found, Registry, SchemaText};
+use self::refused::{Noted, Refused};
 use super::client::{LogRate, OPEN_LIMIT, lock};
 use super::options::KafkaTable;
 use super::values::{AvroOptions, Format};
 use crate::connector::kept::Kept;
+use crate::error::reason_text;
 use crate::format::avro::{Known, frame_id, known};
 use crate::point::point;
 use crate::{Error, Result};
@@ -61,7 +66,7 @@ const SLICE: Duration = Duration::from_millis(20);
 /// Schemas of one topic.
 const KNOWN_MAX: usize = 10_000;
 
-/// Ids that are noted as unknown; more are the work of chance, and the oldest are forgotten.
+/// Ids that are noted as refused; more are the work of chance, and the oldest are forgotten.
 const UNKNOWN_MAX: usize = 10_000;
 
 /// Fields, and columns, that a warning names.
@@ -88,31 +93,15 @@ pub struct Schemas {
 #[derive(Debug, Default)]
 struct State {
     known: HashMap<u32, Arc<Known>>,
-    unknown: BTreeMap<u32, Unknown>,
-    /// Unknown ids met so far.
+    refused: BTreeMap<u32, Refused>,
+    /// Refused ids met so far.
     met: u64,
-    /// `unknown` has more than what is kept.
+    /// `refused` has more than what is kept.
     dirty: bool,
     /// When an id was last waited for.
     lagged: Option<Instant>,
     /// The registry has answered since the start, or something that is kept of it was of use.
     is_warm: bool,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Unknown {
-    /// When the registry last said so.
-    asked: Option<Instant>,
-    /// By partition: the last record that was refused.
-    until: BTreeMap<i32, i64>,
-    /// Which of them it is, in the order in which they were met.
-    number: u64,
-}
-
-/// As it is kept.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Noted {
-    unknown: BTreeMap<u32, BTreeMap<i32, i64>>,
 }
 
 impl Schemas {
@@ -147,8 +136,7 @@ impl Schemas {
                     .cause(cause)
                     .hint("restore the checkpoint from a backup")
             })?;
-            let unknown = noted.unknown.into_iter();
-            state.unknown = unknown.map(|(id, until)| (id, Unknown { until, ..Unknown::default() })).collect();
+            state.refused = noted.refused();
         }
         Ok(Self {
             topic: topic.to_string(),
@@ -180,14 +168,14 @@ impl Schemas {
             *last = Some(id);
             return None;
         }
-        let decided = state.unknown.get(&id).is_some_and(|unknown| {
-            unknown.until.get(&partition).is_some_and(|until| offset <= *until)
-                || unknown.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN)
+        let decided = state.refused.get(&id).is_some_and(|refused| {
+            refused.last(partition).is_some_and(|until| offset <= until)
+                || refused.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN)
         });
         (!decided).then_some(id)
     }
 
-    /// Finds out about an id: afterwards it is known, or known to be unknown. Blocks; returns early if told to stop.
+    /// Finds out about an id: afterwards it is known, or refused. Blocks; returns early if told to stop.
     ///
     /// # Errors
     /// See the module's documentation.
@@ -197,27 +185,20 @@ impl Schemas {
         let patient = lock(&self.state).may_lag(id, began);
         while !stopping() {
             match self.find(id) {
-                Ok(Some(text)) => return self.learn(id, &text),
-                Ok(None) => {
-                    let mut state = lock(&self.state);
-                    state.is_warm = true;
-                    if patient && began.elapsed() < LAG_LIMIT {
-                        drop(state);
-                        rest(PAUSE_FIRST, stopping);
-                        continue;
-                    }
-                    state.meet(id).asked = Some(Instant::now());
-                    drop(state);
-                    // Records that only look framed have an id each.
-                    if let Some(held_back) = LINES.admit(&format!("{} unknown", self.topic), Instant::now()) {
-                        let topic = self.topic.as_str();
-                        tracing::warn!(
-                            topic,
-                            id,
-                            held_back,
-                            "a record has a schema id that the registry does not know"
-                        );
-                    }
+                Ok(Found::Schema(text)) => {
+                    self.learn(id, &text);
+                    return Ok(());
+                }
+                Ok(Found::Unknown) if patient && began.elapsed() < LAG_LIMIT => {
+                    lock(&self.state).is_warm = true;
+                    rest(PAUSE_FIRST, stopping);
+                }
+                Ok(Found::Unknown) => {
+                    self.refuse(id, None);
+                    return Ok(());
+                }
+                Ok(Found::Unusable(why)) => {
+                    self.refuse(id, Some(why));
                     return Ok(());
                 }
                 Err(error) if !error.is_retryable() => return Err(error),
@@ -243,8 +224,37 @@ impl Schemas {
         Ok(())
     }
 
+    /// Its records become rows with `_error` for now; `why`: see [`Found::Unusable`].
+    fn refuse(&self, id: u32, why: Option<String>) {
+        let mut state = lock(&self.state);
+        state.is_warm = true;
+        let refused = state.meet(id);
+        refused.asked = Some(Instant::now());
+        refused.reason = why.map(|why| reason_text(&format!("schema {id} is not usable: {why}")));
+        let reason = refused.reason.clone();
+        drop(state);
+        // Records that only look framed have an id each.
+        let Some(held_back) = LINES.admit(&format!("{} unknown", self.topic), Instant::now()) else { return };
+        let topic = self.topic.as_str();
+        match reason {
+            None => {
+                tracing::warn!(topic, id, held_back, "a record has a schema id that the registry does not know")
+            }
+            Some(reason) => {
+                tracing::warn!(topic, held_back, "{reason}: its records do not decode, it is asked for again later")
+            }
+        }
+    }
+
     /// From the checkpoint, else from the registry, and kept then.
-    fn find(&self, id: u32) -> Result<Option<SchemaText>> {
+    fn find(&self, id: u32) -> Result<Found> {
+        let (is_warm, is_full) = {
+            let state = lock(&self.state);
+            (state.is_warm, state.known.len() >= KNOWN_MAX)
+        };
+        if is_full {
+            return Ok(Found::Unusable(format!("topic {:?} has more than {KNOWN_MAX} schemas", self.topic)));
+        }
         let (registry, name) = (self.avro.registry_key(), format!("{id}"));
         let key = ["schemas", registry.as_str(), name.as_str()];
         if let Some(kept) = &self.kept {
@@ -252,7 +262,7 @@ impl Schemas {
             match kept.get(&key) {
                 Err(error) if error.is_retryable() => return Err(error),
                 found => match found.map_err(|error| error.line()).and_then(|bytes| bytes.map(text).transpose()) {
-                    Ok(Some(text)) => return Ok(Some(text)),
+                    Ok(Some(text)) => return Ok(Found::Schema(text)),
                     Ok(None) => {}
                     Err(why) => {
                         tracing::warn!(topic = self.topic, id, "a kept schema is damaged, it is asked for again: {why}")
@@ -260,33 +270,30 @@ impl Schemas {
                 },
             }
         }
-        let Some(text) = self.registry.schema(id)? else { return Ok(None) };
-        if let Some(kept) = &self.kept {
+        // See the module's documentation.
+        let found = self.registry.schema(id).map_err(|error| if is_warm { error.retryable() } else { error })?;
+        if let (Some(kept), Found::Schema(text)) = (&self.kept, &found) {
             let bytes =
-                serde_json::to_vec(&text).map_err(|error| Error::internal("a schema has no JSON").cause(error))?;
+                serde_json::to_vec(text).map_err(|error| Error::internal("a schema has no JSON").cause(error))?;
             kept.put(&key, bytes)?;
         }
-        Ok(Some(text))
+        Ok(found)
     }
 
-    fn learn(&self, id: u32, text: &SchemaText) -> Result<()> {
+    fn learn(&self, id: u32, text: &SchemaText) {
         let known = match text.kind.as_str() {
             "AVRO" => known(id, &text.schema, &text.references, self.avro.reader.as_ref(), &self.columns),
             other => Err(format!("schema {id} is {other}, not Avro")),
         };
-        let mut state = lock(&self.state);
-        if state.known.len() >= KNOWN_MAX {
-            return Err(Error::external(format!("topic {:?} has more than {KNOWN_MAX} schemas", self.topic)));
-        }
         doubt(&self.topic, id, &known, &self.columns);
+        let mut state = lock(&self.state);
         state.is_warm = true;
         state.known.insert(id, Arc::new(known));
-        Ok(())
     }
 
     /// What is known of the ids in the records of one partition.
     pub fn judge(&self, partition: i32) -> Judge<'_> {
-        Judge { schemas: self, partition, last: None }
+        Judge { schemas: self, partition, last: None, refused: Err(String::new()) }
     }
 
     /// Makes durable what was noted. To be called before rows that were refused for an unknown id are seen by anyone.
@@ -301,8 +308,7 @@ impl Schemas {
             if !std::mem::take(&mut state.dirty) {
                 return Ok(());
             }
-            let refused = state.unknown.iter().filter(|(_, unknown)| !unknown.until.is_empty());
-            Noted { unknown: refused.map(|(id, unknown)| (*id, unknown.until.clone())).collect() }
+            Noted::of(&state.refused)
         };
         let bytes =
             serde_json::to_vec(&noted).map_err(|error| Error::internal("what is noted has no JSON").cause(error))?;
@@ -359,7 +365,7 @@ fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
 impl State {
     /// Whether a new id that is not known yet is waited for: not for each of many, which are the work of chance.
     fn may_lag(&mut self, id: u32, now: Instant) -> bool {
-        let is_new = !self.unknown.contains_key(&id);
+        let is_new = !self.refused.contains_key(&id);
         let may = is_new && self.lagged.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
         if may {
             self.lagged = Some(now);
@@ -367,25 +373,25 @@ impl State {
         may
     }
 
-    /// An unknown id. For a new one the older half is forgotten where there are too many: never the one that is asked for,
+    /// A refused id. For a new one the older half is forgotten where there are too many: never the one that is asked for,
     /// whose note is about to be kept.
-    fn meet(&mut self, id: u32) -> &mut Unknown {
-        if !self.unknown.contains_key(&id) && self.unknown.len() >= UNKNOWN_MAX {
-            let mut numbers: Vec<u64> = self.unknown.values().map(|unknown| unknown.number).collect();
+    fn meet(&mut self, id: u32) -> &mut Refused {
+        if !self.refused.contains_key(&id) && self.refused.len() >= UNKNOWN_MAX {
+            let mut numbers: Vec<u64> = self.refused.values().map(|refused| refused.number).collect();
             numbers.sort_unstable();
             let limit = numbers[UNKNOWN_MAX / 2];
             // Those that were kept by an earlier start have no number of their own.
             let mut left = UNKNOWN_MAX / 2;
-            self.unknown.retain(|_, unknown| {
-                let stays = unknown.number >= limit && left > 0;
+            self.refused.retain(|_, refused| {
+                let stays = refused.number >= limit && left > 0;
                 left -= usize::from(stays);
                 stays
             });
         }
         let met = &mut self.met;
-        self.unknown.entry(id).or_insert_with(|| {
+        self.refused.entry(id).or_insert_with(|| {
             *met += 1;
-            Unknown { number: *met, ..Unknown::default() }
+            Refused { number: *met, ..Refused::default() }
         })
     }
 }
@@ -394,8 +400,10 @@ impl State {
 pub struct Judge<'s> {
     schemas: &'s Schemas,
     partition: i32,
-    /// The id of the record before, what is known of it, and up to which offset it was not.
+    /// The id of the record before, what is known of it, and up to which offset it was refused.
     last: Option<(u32, Arc<Known>, i64)>,
+    /// Why the record before was.
+    refused: Known,
 }
 
 impl Judge<'_> {
@@ -403,26 +411,28 @@ impl Judge<'_> {
     #[inline]
     pub fn of(&mut self, payload: &[u8], offset: i64) -> Option<&Known> {
         let id = frame_id(payload)?;
-        if self.last.as_ref().is_none_or(|(last, _, _)| *last != id) {
-            self.look(id, offset);
+        if self.last.as_ref().is_none_or(|(last, _, until)| *last != id || offset <= *until) {
+            return self.look(id, offset);
         }
-        let (last, known, until) = self.last.as_ref()?;
-        (*last == id && offset > *until).then_some(known.as_ref())
+        self.last.as_ref().map(|(_, known, _)| known.as_ref())
     }
 
     #[cold]
-    fn look(&mut self, id: u32, offset: i64) {
+    fn look(&mut self, id: u32, offset: i64) -> Option<&Known> {
         let mut state = lock(&self.schemas.state);
-        let until = state.unknown.get(&id).and_then(|unknown| unknown.until.get(&self.partition)).copied();
-        if let Some(known) = state.known.get(&id) {
-            self.last = Some((id, Arc::clone(known), until.unwrap_or(i64::MIN)));
-            return;
+        let until = state.refused.get(&id).and_then(|refused| refused.last(self.partition));
+        if let Some(known) = state.known.get(&id).filter(|_| until.is_none_or(|until| offset > until)) {
+            let known = Arc::clone(known);
+            drop(state);
+            let (_, known, _) = self.last.insert((id, known, until.unwrap_or(i64::MIN)));
+            return Some(&**known);
         }
-        // Noted under the lock under which it becomes known: of one id, no record behind a known one is ever unknown.
-        self.last = None;
-        let noted = state.meet(id).until.entry(self.partition).or_insert(offset);
-        *noted = offset.max(*noted);
-        state.dirty |= until.is_none_or(|until| offset > until);
+        // Noted under the lock under which it becomes known: of one id, no record behind a known one is ever refused.
+        let (reason, is_new) = state.meet(id).refuse(self.partition, offset);
+        state.dirty |= is_new;
+        drop(state);
+        self.refused = Err(reason?);
+        Some(&self.refused)
     }
 }
 

@@ -70,7 +70,11 @@ impl AvroOptions {
         let urls = registry_urls(urls).map_err(|what| {
             options.error("schema.registry.url", &what).hint("for example 'https://registry:8081', several with commas")
         })?;
-        let text = options.text("avro.schema").map(str::to_string);
+        // Empty is as good as not given: ${SCHEMA_REGISTRY_USER:-}.
+        let mut given = |key: &str| options.text(key).filter(|value| !value.is_empty()).map(str::to_string);
+        let text = given("avro.schema");
+        let (user, password) = (given("schema.registry.user"), given("schema.registry.password"));
+        let ca = given("schema.registry.ca").map(Into::into);
         let reader = text.as_deref().map(|text| Schema::parse(text, &[])).transpose();
         let reader = reader.map_err(|reason| {
             options.error("avro.schema", "is not an Avro schema").cause(reason).hint("for example '${file:event.avsc}'")
@@ -83,9 +87,9 @@ impl AvroOptions {
         let registers = options.word("schema.register", &["true", "false"], "true")? == "true";
         let registry = RegistryOptions {
             urls,
-            user: options.text("schema.registry.user").map(str::to_string),
-            password: options.text("schema.registry.password").map(str::to_string),
-            ca: options.text("schema.registry.ca").map(Into::into),
+            user,
+            password,
+            ca,
             timeout: options.duration("schema.registry.timeout", TIMEOUT)?,
         };
         Ok(Self { registry, reader, text, strategy, registers })
@@ -224,6 +228,14 @@ mod tests {
         let two = table(&[("schema.registry.url", "http://me:other@r:1,http://s")]).unwrap().avro.unwrap();
         assert_eq!(one.registry_key(), two.registry_key());
         assert!(!format!("{:?}", table(&[]).unwrap().avro).contains(":p@"));
+    }
+
+    #[test]
+    fn what_is_empty_is_not_given() {
+        let names = ["schema.registry.user", "schema.registry.password", "schema.registry.ca", "avro.schema"];
+        let avro = table(&names.map(|name| (name, ""))).unwrap().avro.unwrap();
+        assert_eq!(avro.registry, table(&[]).unwrap().avro.unwrap().registry);
+        assert!(avro.registry.user.is_none() && avro.registry.ca.is_none() && avro.text.is_none());
     }
 
     #[test]

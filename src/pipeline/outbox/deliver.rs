@@ -137,7 +137,7 @@ impl Outbox {
 
     async fn try_open(&self, sink: &mut dyn Sink, opening: &Opening) -> Result<Option<u64>> {
         self.0.checkpoint.ensure_newest().await?;
-        self.0.breaker.attempt();
+        self.0.breaker.attempt(now());
         (opening.prepare)(self.0.tables.values().cloned().collect()).await?;
         sink.open(&opening.identity).await
     }
@@ -149,7 +149,7 @@ impl Outbox {
         request: &WriteRequest,
     ) -> Result<(WriteReport, Option<String>)> {
         self.0.checkpoint.ensure_newest().await?;
-        self.0.breaker.attempt();
+        self.0.breaker.attempt(now());
         put(&self.0.checkpoint, sink, waiting, request).await
     }
 

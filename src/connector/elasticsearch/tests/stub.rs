@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
@@ -52,6 +52,7 @@ pub struct Seen {
     pub line: String,
     pub headers: BTreeMap<String, String>,
     pub body: String,
+    pub at: Instant,
 }
 
 impl Stub {
@@ -222,5 +223,5 @@ async fn read(connection: &mut BufReader<TcpStream>) -> Option<Seen> {
         Some("gzip") => GzDecoder::new(&bytes[..]).read_to_string(&mut body).unwrap(),
         _ => Read::read_to_string(&mut bytes.as_slice(), &mut body).unwrap(),
     };
-    Some(Seen { line: head[0].clone(), headers, body })
+    Some(Seen { line: head[0].clone(), headers, body, at: Instant::now() })
 }

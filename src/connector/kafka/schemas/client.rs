@@ -29,6 +29,9 @@ const REFERENCES_MAX: usize = 100;
 /// Schemas of which each refers to the next.
 const CHAIN_MAX: usize = 32;
 
+/// Ids are an `int` of Java: about a larger one a registry says only that it cannot read the address.
+const ID_MAX: u32 = i32::MAX as u32;
+
 /// Characters of the registry's own words in an error.
 const MESSAGE_MAX: usize = 400;
 
@@ -92,6 +95,16 @@ pub struct SchemaText {
     pub references: Vec<String>,
 }
 
+/// What a registry has under an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    Schema(SchemaText),
+    /// It does not know the id.
+    Unknown,
+    /// It has a schema that cannot be had whole: why, as the end of a sentence. That is wrong with this one alone.
+    Unusable(String),
+}
+
 /// A client of one registry. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
@@ -103,6 +116,8 @@ enum Answer {
     Found(Value),
     /// 404, in the registry's own words.
     Missing(String),
+    /// More than [`BODY_BYTES_MAX`].
+    TooLong,
 }
 
 impl Registry {
@@ -135,18 +150,22 @@ impl Registry {
         self.options.address()
     }
 
-    /// The schema of an id; `None` if the registry does not know it. Blocks.
+    /// The schema of an id. Blocks.
     ///
     /// # Errors
     /// The registry does not answer (retryable), or not as a registry does.
-    pub fn schema(&self, id: u32) -> Result<Option<SchemaText>> {
+    pub fn schema(&self, id: u32) -> Result<Found> {
+        if id > ID_MAX {
+            return Ok(Found::Unknown);
+        }
         let registry = self.clone();
         background::wait(async move {
             match registry.ask(Method::GET, &format!("schemas/ids/{id}"), None).await? {
-                Answer::Missing(_) => Ok(None),
+                Answer::Missing(_) => Ok(Found::Unknown),
+                Answer::TooLong => Ok(Found::Unusable(too_long("the answer"))),
                 Answer::Found(found) => {
                     let whole = registry.whole(&found).await;
-                    whole.map(Some).map_err(|error| error.at(format!("schema {id}, {}", registry.address())))
+                    whole.map_err(|error| error.at(format!("schema {id}, {}", registry.address())))
                 }
             }
         })
@@ -174,6 +193,7 @@ impl Registry {
         let at = format!("subject {subject:?}, schema registry {}", self.address());
         match answer.map_err(|error| error.at(at.clone()))? {
             Answer::Found(found) => number(&found, "id").ok_or_else(|| self.strange("an answer without an id").at(at)),
+            Answer::TooLong => Err(self.strange(&too_long("it")).at(at)),
             Answer::Missing(message) => Err(Error::user("the schema is not registered")
                 .at(at)
                 .cause(message)
@@ -182,7 +202,7 @@ impl Registry {
     }
 
     /// With the schemas that it refers to, each asked for once, in an order in which all are known before they are used.
-    async fn whole(&self, found: &Value) -> Result<SchemaText> {
+    async fn whole(&self, found: &Value) -> Result<Found> {
         let kind = found.get("schemaType").and_then(Value::as_str).unwrap_or("AVRO").to_string();
         let mut done: Vec<String> = vec![];
         let mut asked: BTreeSet<Reference> = BTreeSet::new();
@@ -195,29 +215,35 @@ impl Registry {
             };
             let (subject, version) = &next;
             if open.iter().any(|one| one.reference.as_ref() == Some(&next)) {
-                return Err(
-                    self.unusable(&format!("version {version} of {subject:?} refers to itself, through others or not"))
-                );
+                let why = format!("version {version} of {subject:?} refers to itself, through others or not");
+                return Ok(Found::Unusable(why));
             }
             if !asked.insert(next.clone()) {
                 continue;
             }
             if asked.len() > REFERENCES_MAX {
-                return Err(self.unusable(&format!("it refers to more than {REFERENCES_MAX} others")));
+                return Ok(Found::Unusable(format!("it refers to more than {REFERENCES_MAX} others")));
             }
             if open.len() > CHAIN_MAX {
-                let cause =
+                let why =
                     format!("it refers to a schema that refers to another, and so on, more than {CHAIN_MAX} times");
-                return Err(self.unusable(&cause));
+                return Ok(Found::Unusable(why));
             }
             let path = format!("subjects/{}/versions/{version}", segment(subject));
-            let Answer::Found(other) = self.ask(Method::GET, &path, None).await? else {
-                return Err(self.strange(&format!("a reference to version {version} of {subject:?}, which is missing")));
+            let other = match self.ask(Method::GET, &path, None).await? {
+                Answer::Found(other) => other,
+                Answer::Missing(said) => {
+                    let why = format!("it refers to version {version} of {subject:?}, which is missing: {said}");
+                    return Ok(Found::Unusable(why));
+                }
+                Answer::TooLong => {
+                    return Ok(Found::Unusable(too_long(&format!("the answer for version {version} of {subject:?}"))));
+                }
             };
             open.push(Open::of(Some(next), &other).ok_or_else(|| self.strange("an answer without a schema"))?);
         }
         let schema = done.pop().unwrap_or_default();
-        Ok(SchemaText { schema, kind, references: done })
+        Ok(Found::Schema(SchemaText { schema, kind, references: done }))
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
@@ -251,7 +277,12 @@ impl Registry {
             cause => away(&cause),
         })?;
         let status = response.status();
-        let bytes = limited(response).await.map_err(|cause| away(&cause))?;
+        let Some(bytes) = limited(response).await.map_err(|cause| away(&cause))? else {
+            return match status {
+                StatusCode::OK => Ok(Answer::TooLong),
+                _ => Err(self.strange(&too_long(&format!("its answer {status}")))),
+            };
+        };
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let said = || {
             let message = json.as_ref().and_then(|json| json.get("message")).and_then(Value::as_str);
@@ -291,27 +322,25 @@ impl Registry {
         }
     }
 
-    fn unusable(&self, why: &str) -> Error {
-        Error::user("the references of a schema cannot be followed")
-            .at(self.address())
-            .cause(why)
-            .hint("register the schema with fewer references, or with the types written out, and have its records sent with that")
-    }
-
     fn strange(&self, what: &str) -> Error {
         Error::external("the schema registry gives an answer that is not understood").at(self.address()).cause(what)
     }
 }
 
-async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+/// The whole body; `None` if it has more than [`BODY_BYTES_MAX`].
+async fn limited(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, String> {
     let mut bytes = vec![];
     while let Some(chunk) = response.chunk().await.map_err(|error| causes(&error.without_url()))? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > BODY_BYTES_MAX {
-            return Err(format!("its answer has more than {BODY_BYTES_MAX} bytes"));
+        if bytes.len() + chunk.len() > BODY_BYTES_MAX {
+            return Ok(None);
         }
+        bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
+    Ok(Some(bytes))
+}
+
+fn too_long(what: &str) -> String {
+    format!("{what} has more than {BODY_BYTES_MAX} bytes")
 }
 
 /// Subject and version.

@@ -5,6 +5,20 @@ fn client(registry: &FakeRegistry) -> Registry {
     Registry::try_new(&registry.options()).unwrap()
 }
 
+fn schema(registry: &FakeRegistry) -> SchemaText {
+    match client(registry).schema(7).unwrap() {
+        Found::Schema(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unusable(registry: &FakeRegistry) -> String {
+    match client(registry).schema(7).unwrap() {
+        Found::Unusable(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_schema_comes_with_all_that_it_refers_to_in_order() {
     let registry = FakeRegistry::start(|request| {
@@ -20,7 +34,7 @@ fn a_schema_comes_with_all_that_it_refers_to_in_order() {
         };
         (200, answer.to_string())
     });
-    let text = client(&registry).schema(7).unwrap().unwrap();
+    let text = schema(&registry);
     assert_eq!((text.schema.as_str(), text.kind.as_str()), ("A", "AVRO"));
     assert_eq!(text.references, ["C", "B"]);
 }
@@ -42,7 +56,7 @@ fn what_several_refer_to_is_asked_for_once() {
         };
         (200, format!(r#"{{"schema": "{name}", "references": [{}]}}"#, refers(to)))
     });
-    let text = client(&registry).schema(7).unwrap().unwrap();
+    let text = schema(&registry);
     assert_eq!((text.schema.as_str(), text.references.join("")), ("A", "DBC".to_string()));
     assert_eq!(registry.requests().len(), 4, "{:?}", registry.requests());
 }
@@ -61,14 +75,8 @@ fn references_that_have_no_end_are_told_as_such() {
     let registry = FakeRegistry::start(move |request| refers(&[number(request) + 1]));
     let says = |part: &str, requests: std::ops::RangeInclusive<usize>| {
         let before = registry.requests().len();
-        let error = client(&registry).schema(7).unwrap_err();
-        let text = error.to_string();
-        assert!(error.fault() == crate::Fault::User && !error.is_retryable(), "{text}");
-        for part in
-            [part, "the references of a schema cannot be followed", "schema 7, http://", "hint: register the schema"]
-        {
-            assert!(text.contains(part), "{part:?} is not in {text}");
-        }
+        let why = unusable(&registry);
+        assert!(why.contains(part), "{part:?} is not in {why}");
         let asked = registry.requests().len() - before;
         assert!(requests.contains(&asked), "{asked}");
     };
@@ -85,7 +93,7 @@ fn references_that_have_no_end_are_told_as_such() {
 #[test]
 fn what_a_registry_answers_decides_what_is_done() {
     let registry = FakeRegistry::start(|_| (404, r#"{"error_code": 40403, "message": "Schema 7 not found."}"#.into()));
-    assert_eq!(client(&registry).schema(7).unwrap(), None);
+    assert_eq!(client(&registry).schema(7).unwrap(), Found::Unknown);
     let says = |status: u16, body: &'static str| {
         registry.answers(move |_| (status, body.to_string()));
         let error = client(&registry).schema(7).unwrap_err();
@@ -135,8 +143,30 @@ fn credentials_are_sent_and_never_printed() {
 #[test]
 fn a_body_that_is_too_long_is_not_read_to_its_end() {
     let registry = FakeRegistry::start(|_| (200, "x".repeat(BODY_BYTES_MAX + 1)));
+    assert_eq!(unusable(&registry), "the answer has more than 4194304 bytes");
+    registry.answers(|_| (403, "x".repeat(BODY_BYTES_MAX + 1)));
     let error = client(&registry).schema(1).unwrap_err().to_string();
-    assert!(error.contains("more than 4194304 bytes"), "{error}");
+    assert!(error.contains("403") && error.contains("more than 4194304 bytes"), "{error}");
+}
+
+#[test]
+fn a_reference_that_is_missing_is_wrong_with_that_schema_alone() {
+    let registry = FakeRegistry::start(|request| match request {
+        "GET /schemas/ids/7" => {
+            (200, r#"{"schema": "A", "references": [{"name": "B", "subject": "b", "version": 1}]}"#.into())
+        }
+        _ => (404, r#"{"error_code": 40402, "message": "Version 1 not found."}"#.into()),
+    });
+    assert_eq!(unusable(&registry), "it refers to version 1 of \"b\", which is missing: Version 1 not found.");
+}
+
+/// A registry cannot read it as a number, and answers as if nothing was there: garbage that looks framed has such ids.
+#[test]
+fn an_id_that_is_no_int_of_java_is_not_asked_for() {
+    let registry = FakeRegistry::start(|request| panic!("{request}"));
+    for id in [u32::MAX, ID_MAX + 1] {
+        assert_eq!(client(&registry).schema(id).unwrap(), Found::Unknown);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 
 use super::fake::FakeRegistry;
+use super::refused::STEPS_MAX;
 use super::*;
 use crate::connector::kafka::values::SubjectStrategy;
 
@@ -140,6 +141,109 @@ fn a_wrong_address_ends_the_source_at_once() {
     assert_eq!(error.fault(), crate::Fault::User);
 }
 
+/// A pipeline that runs is not stopped by a gateway's page while a new id is asked for, nor by credentials that are changed.
+#[test]
+fn what_a_registry_never_says_is_waited_for_once_it_has_answered() {
+    let registry = FakeRegistry::start(answer);
+    let schemas = Arc::new(open(&registry, &kept()));
+    schemas.settle(7, GO_ON).unwrap();
+    for (number, (status, body)) in
+        [(404, "<html>"), (401, ""), (403, ""), (200, "<html>"), (200, "[]"), (302, "")].into_iter().enumerate()
+    {
+        registry.answers(move |_| (status, body.to_string()));
+        let (waiting, id) = (Arc::clone(&schemas), 8 + number as u32);
+        let before = registry.requests().len();
+        let thread = std::thread::spawn(move || waiting.settle(id, GO_ON));
+        while registry.requests().len() < before + 2 {
+            assert!(!thread.is_finished(), "{status} {body}: {:?}", thread.join());
+            std::thread::yield_now();
+        }
+        registry.answers(answer);
+        thread.join().unwrap().unwrap();
+        assert!(is_known(&schemas, id, 0));
+    }
+    // Of what is kept the same holds; and a start that knows nothing yet ends with the error at once.
+    registry.answers(|_| (401, String::new()));
+    let error = open(&registry, &kept()).settle(7, GO_ON).unwrap_err();
+    assert!(error.to_string().contains("refuses the credentials"), "{error}");
+}
+
+fn refers(to: u32) -> (u16, String) {
+    let one = format!(r#"{{"name": "B", "subject": "b{to}", "version": 1}}"#);
+    (200, format!("{{\"schema\": \"{SCHEMA}\", \"references\": [{one}]}}"))
+}
+
+fn reason(schemas: &Schemas, id: u32, offset: i64) -> Option<String> {
+    schemas.judge(0).of(&payload(id), offset)?.as_ref().err().cloned()
+}
+
+#[test]
+fn what_is_wrong_with_one_schema_refuses_its_records_and_is_asked_for_again() {
+    // A reference that was deleted, before anything else was asked: not even then it stops the source.
+    let registry = FakeRegistry::start(|request| match request {
+        "GET /schemas/ids/7" => refers(1),
+        _ => (404, r#"{"error_code": 40401, "message": "Subject not found."}"#.into()),
+    });
+    let kept = kept();
+    let schemas = open(&registry, &kept);
+    schemas.settle(7, GO_ON).unwrap();
+    let why = "schema 7 is not usable: it refers to version 1 of \"b1\", which is missing: Subject not found.";
+    assert_eq!(reason(&schemas, 7, 10).as_deref(), Some(why));
+    assert!(!unsettled(&schemas, 7, 11), "asked a moment ago");
+    // Later another is missing.
+    registry.answers(|request| match request {
+        "GET /schemas/ids/7" => refers(2),
+        _ => (404, r#"{"error_code": 40401, "message": "gone"}"#.into()),
+    });
+    schemas.settle(7, GO_ON).unwrap();
+    assert!(reason(&schemas, 7, 20).unwrap().contains("\"b2\""));
+    // And a schema that nobody knows, then one of the ids has become usable.
+    schemas.settle(200, GO_ON).unwrap();
+    assert_eq!((is_known(&schemas, 200, 21), reason(&schemas, 200, 21)), (false, None));
+    schemas.persist().unwrap();
+    registry.answers(answer);
+    // A replay refuses them with the same words; what is behind them decodes.
+    let again = open(&registry, &kept);
+    assert!(!unsettled(&again, 7, 20) && unsettled(&again, 7, 22));
+    again.settle(7, GO_ON).unwrap();
+    assert_eq!(reason(&again, 7, 10).as_deref(), Some(why));
+    assert!(reason(&again, 7, 20).unwrap().contains("\"b2\""));
+    assert!(is_known(&again, 7, 22));
+    assert!(!unsettled(&again, 200, 21) && again.judge(0).of(&payload(200), 21).is_none());
+}
+
+#[test]
+fn what_an_older_release_has_noted_is_read() {
+    let kept = kept();
+    kept.put(&["unknown", "kafka.events"], br#"{"unknown": {"200": {"0": 10}}}"#.to_vec()).unwrap();
+    let schemas = open(&FakeRegistry::start(answer), &kept);
+    assert!(!unsettled(&schemas, 200, 10) && unsettled(&schemas, 200, 11));
+}
+
+#[test]
+fn reasons_that_change_all_the_time_are_noted_up_to_a_limit() {
+    let mut refused = Refused::default();
+    for offset in 0..20 {
+        refused.reason = Some(format!("reason {offset}"));
+        refused.refuse(0, offset);
+    }
+    assert_eq!((refused.until[&0].len(), refused.last(0)), (STEPS_MAX, Some(19)));
+    let again: Vec<_> = [0, 6, 7, 19].map(|offset| refused.refuse(0, offset).0.unwrap()).into();
+    assert_eq!(again, ["reason 0", "reason 6", "reason 7", "reason 7"]);
+}
+
+#[test]
+fn a_schema_too_many_refuses_its_records() {
+    let registry = FakeRegistry::start(answer);
+    let schemas = open(&registry, &kept());
+    let known: Arc<Known> = Arc::new(Err("none".into()));
+    lock(&schemas.state).known = (1_000..1_000 + KNOWN_MAX as u32).map(|id| (id, Arc::clone(&known))).collect();
+    schemas.settle(7, GO_ON).unwrap();
+    let why = reason(&schemas, 7, 0).unwrap();
+    assert_eq!(why, "schema 7 is not usable: topic \"events\" has more than 10000 schemas");
+    assert!(registry.requests().is_empty());
+}
+
 #[test]
 fn a_schema_that_is_not_avro_refuses_its_records() {
     let registry = FakeRegistry::start(|_| (200, r#"{"schema": "x", "schemaType": "PROTOBUF"}"#.into()));
@@ -156,7 +260,7 @@ fn the_ids_of_chance_are_forgotten_at_a_limit() {
     for offset in 0..(UNKNOWN_MAX as i64 + 1) {
         assert!(!is_known(&schemas, 1_000 + offset as u32, offset));
     }
-    let left = lock(&schemas.state).unknown.len();
+    let left = lock(&schemas.state).refused.len();
     assert!(left > 0 && left <= UNKNOWN_MAX / 2 + 1, "{left}");
 }
 
@@ -169,9 +273,9 @@ fn a_note_that_was_just_made_is_not_the_one_that_is_forgotten() {
         let partition = (number % 2) as i32;
         let offset = if partition == 0 { 1_000_000 + number } else { number };
         assert!(schemas.judge(partition).of(&payload(id), offset).is_none());
-        assert_eq!(lock(&schemas.state).unknown[&id].until[&partition], offset);
+        assert_eq!(lock(&schemas.state).refused[&id].last(partition), Some(offset));
     }
-    assert!(lock(&schemas.state).unknown.len() <= UNKNOWN_MAX);
+    assert!(lock(&schemas.state).refused.len() <= UNKNOWN_MAX);
 }
 
 #[test]

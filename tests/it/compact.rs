@@ -229,7 +229,7 @@ fn killed_at_any_point_it_leaves_each_row_once() {
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints: make test")]
 fn readers_see_each_row_once_at_any_moment_while_partitions_are_merged() {
-    let (rounds, seed) = (setting("POUNDLOCK_KILLS", 20).div_ceil(2), setting("POUNDLOCK_SEED", 1));
+    let (rounds, seed) = (5 + setting("POUNDLOCK_KILLS", 20) / 10, setting("POUNDLOCK_SEED", 1));
     println!("{rounds} rounds, POUNDLOCK_SEED={seed}");
     let mut chance = ChaCha8Rng::seed_from_u64(seed);
     let points: Vec<String> = points().into_iter().filter(|point| point.starts_with("compact::")).collect();

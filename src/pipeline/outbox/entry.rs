@@ -154,11 +154,16 @@ pub fn refused(request: &WriteRequest, refusals: &[Refusal]) -> Result<(Refused,
 fn section(payload: &mut Vec<u8>, rows: &[RecordBatch]) -> Result<()> {
     let length_at = payload.len();
     payload.extend_from_slice(&[0; 8]);
-    if let Some(first) = rows.first() {
+    // A row of a large buffer would take all of it along.
+    let mut compacted = rows.iter().map(compact);
+    if let Some(first) = compacted.next().transpose()? {
+        let all: usize = rows.iter().map(RecordBatch::num_rows).sum();
+        // At once, and not by doubling it: a batch may have many megabytes.
+        payload.reserve(first.get_array_memory_size().saturating_mul(all) / first.num_rows().max(1));
         let mut writer = StreamWriter::try_new(&mut *payload, &first.schema())?;
-        for rows in rows {
-            // A row of a large buffer would take all of it along.
-            writer.write(&compact(rows)?)?;
+        writer.write(&first)?;
+        for rows in compacted {
+            writer.write(&rows?)?;
         }
         writer.finish()?;
     }

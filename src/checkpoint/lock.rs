@@ -37,7 +37,7 @@ pub(super) fn take(folder: &Path) -> Result<File> {
             let owner = if read.is_ok() && !owner.is_empty() { owner.trim() } else { "another process" };
             return Err(Error::external(format!("checkpoint {} is in use", folder.display()))
                 .cause(format!("{owner} holds it"))
-                .hint("a pipeline runs once; stop that process, or give this one another poundlock.name"));
+                .hint("a pipeline runs once: stop that process. Another pipeline has another poundlock.name, and tables of its own"));
         }
         Err(TryLockError::Error(e)) => return Err(failed(&e)),
     }

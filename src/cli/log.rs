@@ -33,8 +33,8 @@ pub fn start(format: LogFormat, verbose: u8) -> Result<()> {
 fn default(verbose: u8) -> &'static str {
     match verbose {
         // What Delta's kernel tells as an error is an error of ours too, or none.
-        0 => "warn,buoyant_kernel=off,poundlock=info",
-        1 => "warn,buoyant_kernel=off,poundlock=debug",
+        0 => "warn,refinery_core=error,buoyant_kernel=off,poundlock=info",
+        1 => "warn,refinery_core=error,buoyant_kernel=off,poundlock=debug",
         2 => "info,poundlock=trace",
         _ => "trace",
     }

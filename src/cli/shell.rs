@@ -3,9 +3,11 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
 use super::flags::SettingFlags;
@@ -16,6 +18,9 @@ use super::sql::execute::{Settings, execute};
 use super::sql::output::Format;
 use super::sql::prompt::{command, is_command, repl};
 use crate::{Error, Result};
+
+/// After a signal, for a statement to take back what it has not finished.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A script is read whole before any of it runs.
 const SCRIPT_BYTES_MAX: u64 = 16 << 20;
@@ -28,7 +33,7 @@ pub struct SqlArgs {
     #[arg(default_value = "queries")]
     pub queries: PathBuf,
 
-    /// Run these statements, or one command of the prompt ('\\d' lists the tables), and stop; without -c and -f there is a
+    /// Run these statements, or one command of the prompt ('\d' lists the tables), and stop; without -c and -f there is a
     /// prompt
     #[arg(short, long, value_name = "SQL")]
     pub command: Vec<String>,
@@ -71,15 +76,37 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         work(&args, &scripts, prompt).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let failed = |e| Error::external("could not listen for signals").cause(e);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let stop = stopped()?;
     // A statement that is dropped takes back what it has not finished.
     tokio::select! {
         done = work(&args, &scripts, prompt) => done.map(|()| ExitCode::SUCCESS),
-        _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
-        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        () = stop.cancelled() => Ok(ExitCode::from(INTERRUPTED)),
     }
+}
+
+/// Cancelled by SIGINT or SIGTERM, which are heard on a thread of their own: a query may keep all others busy without ever
+/// looking up. The process ends then, too.
+fn stopped() -> Result<CancellationToken> {
+    let failed = |e| Error::external("could not listen for signals").cause(e);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (mut terminate, mut interrupt) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?)
+    };
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let listen = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+        tokio::time::sleep(PATIENCE).await;
+        std::process::exit(i32::from(INTERRUPTED));
+    };
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread.spawn(move || runtime.block_on(listen)).map_err(failed)?;
+    Ok(stop)
 }
 
 async fn work(args: &SqlArgs, scripts: &[(String, String)], prompt: bool) -> Result<()> {

@@ -268,7 +268,7 @@ impl Pipeline {
 
 /// Offsets mean something only in the topic they are of.
 fn same_topics(program: &Program, recovery: &Recovery) -> Result<()> {
-    let hint = "put it back, or start anew under another poundlock.name";
+    let hint = "put it back, or start anew under another poundlock.name, with tables of its own: all is read again";
     let committed = recovery.last.iter().flat_map(|last| &last.sources).map(|(name, of)| (name, &of.location));
     let planned = recovery.pending.iter().flat_map(|plan| &plan.sources).map(|(name, of)| (name, &of.location));
     // Empty: of a version that did not note it.
@@ -301,8 +301,10 @@ pub(super) fn fits(sinks: &Sinks, recovery: &Recovery) -> Result<()> {
     let planned = recovery.pending.last().map(|plan| plan.number).or(last);
     for (name, newest, records, tables) in sinks.newest() {
         if newest > planned {
-            let error = format!("sink {name} has batch {newest:?}, the checkpoint only {planned:?}");
-            let hint = "the checkpoint was set back or lost; restore it, or give the pipeline a new poundlock.name";
+            let has = planned.map_or("has none".into(), |planned| format!("only has batch {planned}"));
+            let error = format!("sink {name} has batch {}, the checkpoint {has}", newest.unwrap_or_default());
+            let hint = "the checkpoint was set back or lost: restore it. To begin anew, give the pipeline a new poundlock.name, and tables of \
+                        its own: all is read again";
             return Err(Error::user(error).hint(hint));
         }
         let written_before = recovery

@@ -207,7 +207,12 @@ fn reworded(text: &str) -> String {
     }
     if text.contains("require unique expression names") {
         let positions: Vec<usize> = text.split("at position ").skip(1).filter_map(first_number).collect();
-        let name = text.split('"').nth(3).map(|expr| expr.rsplit_once(" AS ").map_or(expr, |(_, name)| name));
+        // A cast is named by what is cast.
+        let cast = |expr: &'_ str| expr.starts_with("CAST(") || expr.starts_with("TRY_CAST(");
+        let name = text.split('"').nth(3).map(|expr| match cast(expr) {
+            true => expr.rsplit('(').next().and_then(|inner| inner.split(" AS ").next()).unwrap_or(expr),
+            false => expr.rsplit_once(" AS ").map_or(expr, |(_, name)| name),
+        });
         let name = name.map_or("", |name| name.rsplit('.').next().unwrap_or(name));
         if let [one, two] = positions.as_slice() {
             let (one, two) = (one + 1, two + 1);

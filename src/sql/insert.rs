@@ -88,7 +88,7 @@ fn name_apart(body: &mut SetExpr) {
             let mut names: BTreeSet<String> = select.projection.iter().filter_map(given).collect();
             for (position, item) in select.projection.iter_mut().enumerate() {
                 let SelectItem::UnnamedExpr(expr) = item else { continue };
-                let name = match &*expr {
+                let name = match without_casts(expr) {
                     SqlExpr::Identifier(ident) => normalize(ident),
                     SqlExpr::CompoundIdentifier(idents) => idents.last().map(normalize).unwrap_or_default(),
                     other => other.to_string().to_lowercase(),
@@ -106,6 +106,14 @@ fn name_apart(body: &mut SetExpr) {
         }
         _ => {}
     }
+}
+
+/// A plan names a cast by what is cast.
+fn without_casts(mut expr: &SqlExpr) -> &SqlExpr {
+    while let SqlExpr::Cast { expr: inner, .. } | SqlExpr::Nested(inner) = expr {
+        expr = inner;
+    }
+    expr
 }
 
 /// The query of an INSERT, and the columns it names (none: all).
@@ -282,6 +290,10 @@ mod tests {
         for (sql, expected) in [
             ("SELECT a, b FROM s", "SELECT a, b FROM s"),
             ("SELECT a, a FROM s ORDER BY a", "SELECT a, a AS \"column 2\" FROM s ORDER BY a"),
+            (
+                "SELECT a, CAST(s.a AS DATE), (a)::INT FROM s",
+                "SELECT a, CAST(s.a AS DATE) AS \"column 2\", (a)::INT AS \"column 3\" FROM s",
+            ),
             ("SELECT a + 1, s.b, A + 1 FROM s", "SELECT a + 1, s.b, A + 1 AS \"column 3\" FROM s"),
             ("SELECT s.a, 1 AS a FROM s", "SELECT s.a AS \"column 1\", 1 AS a FROM s"),
             ("SELECT 1 AS a, 2 AS a", "SELECT 1 AS a, 2 AS a"),

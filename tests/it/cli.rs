@@ -220,6 +220,41 @@ fn a_copy_that_is_ended_leaves_no_file() {
     }
 }
 
+/// However busy its threads are.
+#[test]
+fn a_query_that_never_looks_up_is_ended_too() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let folder = project(&[("all.sql", TABLES)]);
+    let pairs = "CREATE VIEW n AS SELECT value FROM generate_series(1, 1000000); \
+                 SELECT count(*) FROM n a, n b WHERE a.value + b.value < 0";
+    let mut child = poundlock(folder.path(), &["sql", "--allow-writes", "-c", pairs]).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let limit = Instant::now() + Duration::from_secs(120);
+    // In the thick of it: it has used a second of processor time.
+    let busy = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse::<u64>().unwrap() > 100
+    };
+    while !busy() {
+        assert!(Instant::now() < limit && child.try_wait().unwrap().is_none(), "it is over already");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill_process(pid, Signal::INT).unwrap();
+    let limit = Instant::now() + Duration::from_secs(60);
+    let ended = loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            break ended;
+        }
+        if Instant::now() > limit {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(ended.code(), Some(130));
+}
+
 #[test]
 fn sql_says_what_is_wrong_and_where() {
     let folder = project(&[("all.sql", TABLES)]);

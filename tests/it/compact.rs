@@ -271,7 +271,9 @@ fn readers_see_each_row_once_at_any_moment_while_partitions_are_merged() {
         });
         // What fails in here must end the others too.
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for round in 0..rounds {
+            let mut round = 0;
+            // Which rows come between listing and exchange is up to the machine: so many rounds until some have.
+            while round < rounds || (late < 2 && round < 5 * rounds) {
                 program.must_live();
                 wait_for("closed days", LIMIT, || (grow_old(&project) >= 2).then_some(()));
                 let before = names(&table);
@@ -283,6 +285,7 @@ fn readers_see_each_row_once_at_any_moment_while_partitions_are_merged() {
                 let after = names(&table);
                 merged += before.difference(&after).count();
                 late += after.difference(&before).filter(|file| is_late(file)).count();
+                round += 1;
                 println!("round {round}: {} files, then {}; {points}, died: {died}", before.len(), after.len());
             }
         }));
@@ -295,7 +298,7 @@ fn readers_see_each_row_once_at_any_moment_while_partitions_are_merged() {
             "own reads: {} answered, {} met an exchange; {merged} files merged, {late} came beside them",
             reads[0], reads[1]
         );
-        assert!(reads[0] >= 10 && reads[1] < reads[0] && merged as u64 >= 2 * rounds && late as u64 * 2 >= rounds);
+        assert!(reads[0] >= 10 && reads[1] < reads[0] && merged as u64 >= 2 * rounds && late >= 2);
     });
     program.interrupt();
     program.succeed(LIMIT);

@@ -119,7 +119,7 @@ fn a_server_that_goes_away_is_waited_for_and_nothing_is_lost() {
 #[test]
 #[ignore = "needs S3: make test"]
 fn answers_that_are_lost_change_nothing() {
-    let undisturbed = Project::new(Servers::Embedded);
+    let undisturbed = Project::new(Servers::Embedded).with_delta();
     let mut project = Project::new(Servers::Embedded).on_s3();
     for project in [&undisturbed, &project] {
         project.write(&format!("{QUERIES}{HISTORY}{LATE}"));
@@ -128,8 +128,18 @@ fn answers_that_are_lost_change_nothing() {
     undisturbed.run(&["--close-windows"]);
     let way = Proxy::start(&project.s3.as_ref().unwrap().endpoint);
     project.environment.insert("AWS_ENDPOINT_URL", way.url());
-    let parts =
-        ["/pipeline", "/epoch/", "/program/", "/plan/", "/_poundlock/", ".parquet", "/refused/", "/commit/", "/state/"];
+    let parts = [
+        "/pipeline",
+        "/epoch/",
+        "/program/",
+        "/plan/",
+        "/_poundlock/",
+        "/_delta_log/",
+        ".parquet",
+        "/refused/",
+        "/commit/",
+        "/state/",
+    ];
     for part in parts.iter().chain(&parts) {
         way.lose_answer_to(part);
     }

@@ -507,7 +507,7 @@ fn nor_are_the_keys_of_s3() {
     let mut project = Project::new(Servers::Embedded);
     let own = "PARTITIONED BY (k VARCHAR) OPTIONS ('s3.endpoint' '${LAKE_ENDPOINT}', 's3.access_key_id' 'own-id',
         's3.secret_access_key' '${LAKE_SECRET}', 's3.session_token' '${LAKE_TOKEN:-}')";
-    let sql = recovery::project::QUERIES.replace("PARTITIONED BY (k VARCHAR)", own);
+    let sql = recovery::project::QUERIES.replacen("PARTITIONED BY (k VARCHAR)", own, 1);
     project.write(&sql);
     project.environment.extend(
         [

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::options::Maintenance;
 use crate::connector::nullable;
 use crate::connector::parquet::Table;
+use crate::sql::insert::sql_name;
 use crate::{Error, Part, Result};
 
 /// Features of the protocol that ask nothing of a writer that only adds files and merges them.
@@ -254,7 +255,7 @@ fn same_partitions(table: &Table, metadata: &Metadata) -> Result<()> {
     }
     Err(Error::user(format!("table {} is partitioned otherwise than declared", table.definition.name))
         .at(table.definition.place.clone())
-        .cause(format!("by {there:?} in its log, by {declared:?} in the files"))
+        .cause(format!("by {there:?} in its log, by {declared:?} in its declaration"))
         .hint(
             "the partition columns of a Delta table cannot change: declare them as they are, or give another LOCATION",
         ))
@@ -271,7 +272,11 @@ fn other_type(table: &Table, declared: &Field, found: &Field) -> Error {
     Error::user(format!("column {name:?} of table {} is of another type in its log", of.name))
         .at(of.place.clone())
         .about(Part::Type(name.clone()))
-        .cause(format!("{} in the log, {} in the files", found.data_type(), declared.data_type()))
+        .cause(format!(
+            "{} in the log, {} in its declaration",
+            sql_name(found.data_type()),
+            sql_name(declared.data_type())
+        ))
         .hint("declare it as it is there, or cast under another name")
 }
 

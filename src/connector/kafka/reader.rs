@@ -317,7 +317,7 @@ impl Reader {
             Ok(TopicState::Missing) if self.missing >= 1 => {
                 return Err(Error::external(format!("topic {:?} was deleted while it was read", self.table.topic))
                     .at(format!("table {}, brokers {}", self.table.definition.name, self.table.brokers))
-                    .hint("restore it, or start anew under another poundlock.name"));
+                    .hint("restore it, or start anew under another poundlock.name, with tables of its own"));
             }
             Ok(TopicState::Missing) => {
                 self.missing += 1;
@@ -471,7 +471,7 @@ pub fn data_loss(table: &KafkaTable, partition: i32, wanted: i64, oldest: i64) -
 pub fn truncated(table: &KafkaTable, partition: i32, wanted: i64, end: i64) -> Error {
     Error::external("the topic ends before the offset to go on from")
         .at(format!("topic {:?}, partition {partition}, wanted offset {wanted}, end of the log {end}", table.topic))
-        .hint("was the topic deleted and made again, or truncated? start anew under another poundlock.name")
+        .hint("was the topic deleted and made again, or truncated? start anew under another poundlock.name, with tables of its own")
 }
 
 impl Shared {

@@ -349,7 +349,7 @@ fn open(table: &KafkaTable, name: &str, from: &BTreeMap<i32, i64>, buffer_bytes:
             table.topic
         ))
         .at(format!("topic {:?}, {} partitions", table.topic, partitions.len()))
-        .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name"));
+        .hint("was the topic deleted and made again with fewer partitions? start anew under another poundlock.name, with tables of its own"));
     }
     let logs: Ranges = partitions
         .iter()

@@ -127,8 +127,9 @@ async fn list(table: &Table, visible: Visible) -> Result<Vec<ObjectMeta>> {
             .hint("the names of its files end in .parquet"));
     }
     if let Some(example) = example {
+        let example = location.describe(&example);
         let table = table.definition.name.as_str();
-        tracing::warn!(files = foreign, table, %example, "files that this pipeline did not write are not read");
+        tracing::warn!(files = foreign, table, example, "files that this pipeline did not write are not read");
     }
     Ok(found)
 }

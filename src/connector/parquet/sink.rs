@@ -45,7 +45,7 @@ use crate::connector::{
     Guarantee, Identity, InsertReport, InsertRows, Refusal, Sink, TableDefinition, WriteReport, WriteRequest,
 };
 use crate::point::point;
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// Files written at a time; each waits for the disk.
 pub(in crate::connector) const CONCURRENT_PUTS: usize = 8;
@@ -146,6 +146,7 @@ impl Sink for ParquetSink {
                 Some(local) => prepare(table, local).await?,
                 None => drop(self.marks.insert(name.clone(), Mark::take(table, identity).await?)),
             }
+            of_this_checkpoint(table, identity).await?;
             same_layout(table, identity.uuid).await?;
         }
         Ok(self.marks.values().filter_map(Mark::batch).max())
@@ -223,6 +224,33 @@ impl Sink for ParquetSink {
         tracing::debug!(batch = request.batch, files = done.len(), "wrote Parquet files");
         point!("parquet::after_write");
         Ok(report)
+    }
+}
+
+/// Where there is no mark, files tell who has written: those of another pipeline, and none of ours, are most often of this one under
+/// a checkpoint that is lost. What is read again would be there twice.
+async fn of_this_checkpoint(table: &Table, identity: &Identity) -> Result<()> {
+    let (Some(local), ours) = (table.location.local.clone(), identity.uuid) else { return Ok(()) };
+    let found = blocking(move || {
+        let by = |wanted: bool| {
+            Durable::find(&local, |name| FileName::parse(name).is_some_and(|name| (name.pipeline == ours) == wanted))
+        };
+        Ok(by(true).and_then(|own| if own.is_some() { Ok(None) } else { by(false) }))
+    });
+    let found = found.await?.map_err(|e| explained(table.failed("list"), &e))?;
+    let other = found.as_ref().and_then(|file| FileName::parse(file.filename()?)).map(|name| name.pipeline.to_string());
+    match other {
+        Some(other) if !identity.takes_over => {
+            let error = format!(
+                "the folder of table {} has files of checkpoint {other}, and none of this one",
+                table.definition.name
+            );
+            Err(Error::user(error).at(table.definition.place.clone()).about(Part::Location).hint(
+                "start with the checkpoint of before (--checkpoint, CHECKPOINT_BASE), or give the table a folder of its own. With --take-over its \
+                 files stay, and what is read again is there twice for all but poundlock",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -87,8 +87,11 @@ impl Outbox {
         let name = &self.0.name;
         // It has what is committed, and of what is not it may share a record with others that have.
         if newest > last.map_or(Some(0), |last| Some(last + 1)) {
-            let error = format!("sink {name} has batch {newest:?}, the checkpoint has committed only {last:?}");
-            let hint = "the checkpoint was set back or lost; restore it, or give the pipeline a new poundlock.name";
+            let has = last.map_or("nothing".into(), |last| format!("only batch {last}"));
+            let error =
+                format!("sink {name} has batch {}, the checkpoint has committed {has}", newest.unwrap_or_default());
+            let hint = "the checkpoint was set back or lost: restore it. To begin anew, give the pipeline a new poundlock.name, and tables of \
+                        its own: all is read again";
             return Err(Error::external(error).hint(hint));
         }
         if let Some(wanted) = opening.at_least.filter(|wanted| sink.records_every_batch() && newest < Some(*wanted)) {

@@ -116,7 +116,8 @@ fn nor_is_the_only_reader_of_a_source() {
     project.write(&TWO_SOURCES.replacen("LOCATION '${DATABASE_URL}'", "LOCATION '${FIRST_URL}'", 1));
     let url = project.environment["DATABASE_URL"].clone();
     project.environment.insert("FIRST_URL", url.clone());
-    assert!(project.dies(&[], "sqlite::after_commit=return(die)"));
+    // Time for both sources to be in the batch.
+    assert!(project.dies(&["--trigger", "2s"], "sqlite::after_commit=return(die)"));
     project.environment.insert("FIRST_URL", String::new());
     contains(&project.refused(&[]), &["was turned on or off in the middle of a batch", "addresses as they were"]);
     project.environment.insert("FIRST_URL", url);

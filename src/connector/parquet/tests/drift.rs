@@ -98,7 +98,11 @@ async fn partitions_of_a_table_with_files_stay_as_they_are() {
         assert!(error.contains(&format!("is partitioned by day; declared is {shown}")), "{error}");
         assert!(error.contains("table lake.events lie in other partitions"), "{error}");
     }
-    // Another pipeline's files are none of ours.
-    let other = Identity { uuid: Uuid::from_u128(5), ..identity.clone() };
-    ParquetSink::for_tables(&[of(&[])]).unwrap().remove(0).open(&other).await.unwrap();
+    // Another checkpoint's files are none of ours: it must be told to write beside them.
+    let mut other = Identity { uuid: Uuid::from_u128(5), ..identity.clone() };
+    let mut sink = ParquetSink::for_tables(&[of(&[])]).unwrap().remove(0);
+    let error = sink.open(&other).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("has files of checkpoint {PIPELINE}, and none of this one")), "{error}");
+    other.takes_over = true;
+    sink.open(&other).await.unwrap();
 }

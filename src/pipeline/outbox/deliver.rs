@@ -95,7 +95,8 @@ impl Outbox {
             return Err(Error::external(error).hint(hint));
         }
         if let Some(wanted) = opening.at_least.filter(|wanted| sink.records_every_batch() && newest < Some(*wanted)) {
-            let error = format!("sink {name} has only batch {newest:?}, batch {wanted} was delivered to it");
+            let has = newest.map_or("no batch".into(), |newest| format!("only batch {newest}"));
+            let error = format!("sink {name} has {has}, batch {wanted} was delivered to it");
             let hint = "rows of committed batches are missing there; restore the database, or take another checkpoint";
             return Err(Error::external(error).hint(hint));
         }

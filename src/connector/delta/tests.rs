@@ -532,9 +532,9 @@ async fn files_that_an_earlier_start_never_added_are_deleted_and_no_others() {
     write(&mut sink, &definition, 1, vec![rows(None, 0..10)]).await.unwrap();
     drop(sink);
     // One that is removed, and perhaps still read.
-    let removed =
+    let mut removed =
         actions(folder.path()).into_iter().filter_map(|action| action["add"]["path"].as_str().map(str::to_string));
-    let removed = removed.last().unwrap();
+    let removed = removed.next_back().unwrap();
     let version = actions(folder.path()).iter().filter(|action| action.get("commitInfo").is_some()).count();
     let remove =
         serde_json::json!({ "remove": { "path": removed, "dataChange": true, "deletionTimestamp": log::now_ms() } });

@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::options::Maintenance;
+use super::writer::{Shape, Writer};
 use super::{failed, schema};
 use crate::checkpoint::durable::create_folders;
 use crate::checkpoint::trouble::explained;
@@ -40,48 +41,6 @@ use crate::{Error, Result};
 
 /// Times that an entry's place is taken by others before it is tried later.
 const RACES_MAX: u32 = 50;
-
-/// Which start of which pipeline writes.
-#[derive(Debug, Clone)]
-pub struct Writer {
-    pub pipeline: Uuid,
-    pub epoch: u64,
-    name: String,
-}
-
-impl Writer {
-    pub fn new(identity: &Identity) -> Self {
-        Self { pipeline: identity.uuid, epoch: identity.epoch, name: identity.name.clone() }
-    }
-
-    /// The application whose transactions are batches.
-    pub fn batches(&self) -> String {
-        format!("poundlock-{}", self.pipeline)
-    }
-
-    /// The application whose transactions are starts.
-    fn epochs(&self) -> String {
-        format!("poundlock-{}-epoch", self.pipeline)
-    }
-
-    /// Without a moment: a transaction that has one may be forgotten some day.
-    fn epoch_transaction(&self) -> Transaction {
-        Transaction::new(self.epochs(), signed(self.epoch))
-    }
-
-    /// The property that says which checkpoint writes by this name.
-    fn property(&self) -> String {
-        format!("poundlock.pipeline.{}", self.name)
-    }
-
-    fn fenced(&self, by: i64, table: &Table) -> Error {
-        let error = format!(
-            "fenced by epoch {by}: a newer start of pipeline {:?} writes to {}",
-            self.name, table.definition.name
-        );
-        Error::external(error).hint("another process runs this pipeline (poundlock.name); only one may")
-    }
-}
 
 /// Where a table and its log are. Every path of it goes through our own storage, which fsyncs.
 pub fn store_of(table: &Table) -> Result<LogStoreRef> {
@@ -130,27 +89,6 @@ pub struct Log {
     /// The newest batch of this pipeline.
     batch: Option<u64>,
     shape: Shape,
-}
-
-/// What of a table's metadata concerns who writes it; all else may change under a writer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Shape {
-    columns: String,
-    partition_columns: Vec<String>,
-    /// UUID of the checkpoint whose pipeline writes by our name.
-    owner: Option<String>,
-}
-
-impl Shape {
-    fn of(metadata: &Metadata, writer: &Writer) -> Result<Self> {
-        let internal = |e| Error::internal("the metadata of a Delta table").cause(e);
-        let json = serde_json::to_value(metadata).map_err(internal)?;
-        Ok(Self {
-            columns: json["schemaString"].as_str().unwrap_or_default().into(),
-            partition_columns: metadata.partition_columns().to_vec(),
-            owner: metadata.configuration().get(&writer.property()).cloned(),
-        })
-    }
 }
 
 /// What became of an entry.
@@ -515,7 +453,7 @@ fn with_property(metadata: Metadata, key: &str, value: &str) -> Result<Metadata>
 }
 
 /// Delta counts with signs.
-fn signed(number: u64) -> i64 {
+pub fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

@@ -24,6 +24,7 @@ mod reader;
 mod schema;
 mod sink;
 mod stats;
+mod writer;
 
 use std::sync::Arc;
 

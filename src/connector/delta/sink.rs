@@ -17,8 +17,9 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use uuid::Uuid;
 
-use super::log::{Log, Outcome, Writer, now_ms};
+use super::log::{Log, Outcome, now_ms};
 use super::maintain::Keeper;
+use super::writer::Writer;
 use super::{DeltaTable, file_name, stats};
 use crate::checkpoint::trouble::explained;
 use crate::connector::background::blocking;

@@ -1,7 +1,11 @@
 //! A real S3 server, and its own view of what it holds: an object is a file in the folder of its bucket, so nothing of the engine's
 //! client is between it and a test.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use super::wait_for;
 
 #[derive(Debug, Clone)]
 pub struct S3 {
@@ -28,10 +32,12 @@ impl S3 {
         self.folder.join(path)
     }
 
+    /// What goes on in the background of a sink may put something there a moment after the sink is gone.
     pub fn delete(&self, path: &str) {
-        match std::fs::remove_dir_all(self.folder(path)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{path}: {error}"),
-            _ => {}
-        }
+        wait_for("an empty folder", Duration::from_secs(30), || match std::fs::remove_dir_all(self.folder(path)) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => None,
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{path}: {error}"),
+            _ => Some(()),
+        });
     }
 }

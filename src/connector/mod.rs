@@ -49,7 +49,7 @@ pub mod http;
 pub use kept::Kept;
 pub use options::{OptionDoc, OptionReader, redact};
 pub use registry::{
-    bounded, check, delivery, is_keyed, is_read_back, is_read_by_batch, is_readable, primary, raw_source, sinks, source,
+    bounded, check, delivery, is_keyed, is_lake, is_read_back, is_readable, primary, raw_source, sinks, source,
 };
 
 /// A `CREATE [UNBOUNDED] EXTERNAL TABLE` of the user's files, after substitution of `${…}`.

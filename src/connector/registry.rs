@@ -64,9 +64,9 @@ pub fn is_read_back(table: &TableDefinition) -> bool {
     table.stored_as == "DATABASE" && !later && !table.is_dead_letters()
 }
 
-/// Whether readers take what was written of a batch for whole as soon as the batch is committed, here or elsewhere: then a
-/// batch that has begun here cannot be committed without this table.
-pub fn is_read_by_batch(table: &TableDefinition) -> bool {
+/// Whether the table is a folder of files, every one of them its own. Readers take what is there of a batch for whole as soon as
+/// the batch is committed, here or elsewhere, so a batch that has begun here cannot be committed without this table.
+pub fn is_lake(table: &TableDefinition) -> bool {
     matches!(table.stored_as.as_str(), "PARQUET" | "DELTA")
 }
 

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::start::{Pipeline, fits, open_sinks};
 use super::write::Sinks;
 use crate::checkpoint::{Blob, Checkpoint, Plan, Recovery};
-use crate::connector::{TableDefinition, is_read_by_batch};
+use crate::connector::{TableDefinition, is_lake};
 use crate::sql::settings::{self, Settings};
 use crate::sql::substitute::Lookup;
 use crate::sql::{Files, Program};
@@ -137,7 +137,7 @@ fn unasked(plan: &Plan, program: &Program) -> BTreeSet<String> {
     let off = program.off.iter().filter(|table| before.is_some_and(|before| !before.contains(*table)));
     let can_be_left_out = |table: &&String| {
         let definition = program.tables.get(*table);
-        let alone = definition.is_some_and(|table| !table.is_dead_letters() && !is_read_by_batch(table));
+        let alone = definition.is_some_and(|table| !table.is_dead_letters() && !is_lake(table));
         alone && program.targets.contains(*table)
     };
     off.filter(can_be_left_out).cloned().collect()

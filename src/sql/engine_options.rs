@@ -9,7 +9,7 @@ use super::nearest;
 use super::program::WatermarkSpec;
 use super::settings::size;
 use crate::connector::options::{ENGINE_OPTIONS, duration};
-use crate::connector::{TableDefinition, is_read_by_batch};
+use crate::connector::{TableDefinition, is_lake};
 use crate::{Error, Part, Result};
 
 /// Before a source's partition holds its watermark back no longer, and how far ahead of the clock is believed.
@@ -50,7 +50,7 @@ pub fn check(table: &TableDefinition) -> Result<()> {
             let error = wrong(table, "delivery", "is 'outbox', but the table is for dead letters");
             return Err(error.hint("leave it out: what the sinks with an outbox refuse goes there, and must arrive"));
         }
-        Some("outbox") if is_read_by_batch(table) => {
+        Some("outbox") if is_lake(table) => {
             let why = format!(
                 "is 'outbox', but what is read of a {} table are the files of committed batches",
                 table.stored_as

@@ -36,7 +36,7 @@ use super::describe::table_names;
 use crate::checkpoint::{Checkpoint, Location};
 use crate::cli::environment::Environment;
 use crate::cli::flags::SettingFlags;
-use crate::connector::{self, BoundedTable, TableDefinition};
+use crate::connector::{self, BoundedTable, TableDefinition, is_lake};
 use crate::sql::explain::plain;
 use crate::sql::functions::BatchValues;
 use crate::sql::session::{create_schema, schema_of, session};
@@ -267,14 +267,14 @@ impl DeclaredTable {
     }
 }
 
-/// The Parquet table that the pipeline writes in whose folder a path of this machine lies, and that folder.
+/// The Parquet or Delta table that the pipeline writes in whose folder a path of this machine lies, and that folder.
 pub(super) async fn written_lake(context: &SessionContext, path: &Path) -> Option<(String, PathBuf)> {
     for (schema, name) in table_names(context) {
         // A table that cannot be had is none of the files'.
         let Ok(table) = context.table_provider(TableReference::partial(schema, name)).await else { continue };
         let Some(table) = table.downcast_ref::<DeclaredTable>() else { continue };
         let definition = &table.definition;
-        if table.pipeline.is_none() || definition.stored_as != "PARQUET" || definition.location.is_empty() {
+        if table.pipeline.is_none() || !is_lake(definition) || definition.location.is_empty() {
             continue;
         }
         let folder = Location::of_table(definition).ok().and_then(|location| location.local);

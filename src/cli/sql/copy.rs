@@ -9,7 +9,7 @@
 //! can be made (`/proc`), and loses why a disk took no more; and what a cancelled query was at work on stays. So a COPY is
 //! pointed at a store of its own. Only SIGKILL leaves the hidden files, `.poundlock-…`.
 //!
-//! The folder of a Parquet table that the pipeline writes is refused: what is in it is counted by commits.
+//! The folder of a Parquet or Delta table that the pipeline writes is refused: what is in it is counted by commits, or by its log.
 
 use std::fmt;
 use std::fs::File;

@@ -63,7 +63,8 @@ const ROWS: usize = 8_192;
 pub async fn all(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, stop: &CancellationToken) -> Result<bool> {
     let files = log::files(&delta.table, state)?.into_iter();
     let files = files.filter(|file| file.deletion_vector_descriptor().is_none());
-    let files = files.filter(|file| file.object_store_path().filename().and_then(writer_of).is_some()).map(File::new);
+    let files =
+        files.filter(|file| file.object_store_path().filename().and_then(writer_of).is_some()).map(Candidate::new);
     let groups = plan(files.collect(), &delta.maintenance, now_ms());
     let (more, mut errors) = (groups.len() > MERGES_MAX, vec![]);
     for group in groups.into_iter().take(MERGES_MAX) {
@@ -75,94 +76,80 @@ pub async fn all(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, sto
     Error::all(errors).map_or(Ok(more), Err)
 }
 
-/// A file of the table.
-struct File {
-    view: LogicalFileView,
+/// What of a file decides whether it is merged.
+#[derive(Debug, Clone)]
+struct Candidate<T> {
+    file: T,
     partition: BTreeMap<String, Option<String>>,
+    /// Bytes.
     size: u64,
     /// When it was added; ms since 1970.
     added: i64,
 }
 
-impl File {
-    fn new(view: LogicalFileView) -> Self {
-        let partition = view.partition_values_map().into_iter().collect();
-        Self { partition, size: u64::try_from(view.size()).unwrap_or(0), added: view.modification_time(), view }
-    }
-}
-
-/// What to know of a file to decide whether it is merged.
-trait Candidate {
-    fn size(&self) -> u64;
-    fn added(&self) -> i64;
-    fn partition(&self) -> &BTreeMap<String, Option<String>>;
-}
-
-impl Candidate for File {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn added(&self) -> i64 {
-        self.added
-    }
-
-    fn partition(&self) -> &BTreeMap<String, Option<String>> {
-        &self.partition
+impl Candidate<LogicalFileView> {
+    fn new(file: LogicalFileView) -> Self {
+        let partition = file.partition_values_map().into_iter().collect();
+        Self { partition, size: u64::try_from(file.size()).unwrap_or(0), added: file.modification_time(), file }
     }
 }
 
 /// Groups of files that are to become one each; those of most files first.
-fn plan<F: Candidate>(files: Vec<F>, maintenance: &Maintenance, now: i64) -> Vec<Vec<F>> {
-    let mut partitions: BTreeMap<BTreeMap<String, Option<String>>, Vec<F>> = BTreeMap::new();
+fn plan<T>(files: Vec<Candidate<T>>, maintenance: &Maintenance, now: i64) -> Vec<Vec<Candidate<T>>> {
+    let mut partitions: BTreeMap<BTreeMap<String, Option<String>>, Vec<Candidate<T>>> = BTreeMap::new();
     for file in files {
-        partitions.entry(file.partition().clone()).or_default().push(file);
+        partitions.entry(file.partition.clone()).or_default().push(file);
     }
     let mut groups = vec![];
     for files in partitions.into_values() {
-        let newest = files.iter().map(F::added).max().unwrap_or(now);
+        let newest = files.iter().map(|file| file.added).max().unwrap_or(now);
         let quiet = now - newest > QUIET_MS;
-        let mut levels: BTreeMap<u32, Vec<F>> = BTreeMap::new();
-        for file in files.into_iter().filter(|file| file.size() < maintenance.target_size / 2) {
-            let level = if quiet { 0 } else { file.size().max(1).ilog2() / LEVEL_BITS };
+        let mut levels: BTreeMap<u32, Vec<Candidate<T>>> = BTreeMap::new();
+        for file in files.into_iter().filter(|file| file.size < maintenance.target_size / 2) {
+            let level = if quiet { 0 } else { file.size.max(1).ilog2() / LEVEL_BITS };
             levels.entry(level).or_default().push(file);
         }
         let enough = if quiet { 2 } else { maintenance.min_files };
         for mut files in levels.into_values().filter(|files| files.len() >= enough) {
-            files.sort_by_key(F::added);
+            files.sort_by_key(|file| file.added);
             groups.extend(by_size(files, maintenance.target_size).into_iter().filter(|group| group.len() > 1));
         }
     }
-    groups.sort_by_key(|group: &Vec<F>| std::cmp::Reverse(group.len()));
+    groups.sort_by_key(|group: &Vec<Candidate<T>>| std::cmp::Reverse(group.len()));
     groups
 }
 
-fn by_size<F: Candidate>(files: Vec<F>, target_size: u64) -> Vec<Vec<F>> {
-    let mut groups: Vec<(u64, Vec<F>)> = vec![];
+fn by_size<T>(files: Vec<Candidate<T>>, target_size: u64) -> Vec<Vec<Candidate<T>>> {
+    let mut groups: Vec<(u64, Vec<Candidate<T>>)> = vec![];
     for file in files {
         match groups.last_mut() {
-            Some((sum, group)) if *sum + file.size() <= target_size && group.len() < FILES_MAX => {
-                *sum += file.size();
+            Some((sum, group)) if *sum + file.size <= target_size && group.len() < FILES_MAX => {
+                *sum += file.size;
                 group.push(file);
             }
-            _ => groups.push((file.size(), vec![file])),
+            _ => groups.push((file.size, vec![file])),
         }
     }
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files: Vec<File>) -> Result<()> {
+async fn merge(
+    delta: &DeltaTable,
+    log: &mut Log,
+    state: &DeltaTableState,
+    files: Vec<Candidate<LogicalFileView>>,
+) -> Result<()> {
     let Some(first) = files.first() else { return Ok(()) };
     let store = log.store().object_store(None);
     let columns = schema::of_files(&state.schema(), state.metadata().partition_columns())?;
     let (bytes, metadata) = read_as_one(&delta.table, &store, &columns, &files).await?;
     let rows = metadata.file_metadata().num_rows();
-    let counted: Option<u64> = files.iter().map(|file| stats::rows(file.view.stats().as_deref())).sum();
+    let counted: Option<u64> = files.iter().map(|file| stats::rows(file.file.stats().as_deref())).sum();
     if counted.is_some_and(|counted| i64::try_from(counted) != Ok(rows)) {
         let error = format!("{} files have {rows} rows, and {counted:?} by the log", files.len());
         return Err(Error::external(format!("Delta table {} is not as its log says", delta.name())).cause(error));
     }
-    let old = first.view.object_store_path();
+    let old = first.file.object_store_path();
     let folder = old.as_ref().rsplit_once('/').map_or("", |(folder, _)| folder);
     let name = merged_name(log.writer());
     let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
@@ -180,7 +167,7 @@ async fn merge(delta: &DeltaTable, log: &mut Log, state: &DeltaTableState, files
     let put = store.put(&to, bytes.into()).await;
     put.map_err(|e| explained(delta.table.failed("write a merged file of"), &e))?;
     point!("delta::after_merge");
-    let removed = files.iter().map(|file| file.view.remove_action(false)).collect();
+    let removed = files.iter().map(|file| file.file.remove_action(false)).collect();
     match log.replace(removed, add, delta.maintenance.target_size).await {
         Ok(Outcome::Committed) => {
             point!("delta::after_replace");
@@ -205,11 +192,11 @@ async fn read_as_one(
     table: &Arc<Table>,
     store: &Arc<dyn ObjectStore>,
     columns: &Arc<Schema>,
-    files: &[File],
+    files: &[Candidate<LogicalFileView>],
 ) -> Result<(Bytes, ParquetMetaData)> {
     let mut merged = Merged { table: Arc::clone(table), columns: Arc::clone(columns), writer: None };
     for file in files {
-        let path = file.view.object_store_path();
+        let path = file.file.object_store_path();
         // Whole: it is less than half of what a merged file may be, which is made in memory too.
         let bytes = async { store.get(&path).await?.bytes().await }.await;
         merged.add(bytes.map_err(|e| explained(table.failed("merge files of"), &e))?, &path)?;
@@ -276,29 +263,8 @@ mod tests {
 
     use super::*;
 
-    #[derive(Debug, Clone)]
-    struct Fake {
-        size: u64,
-        added: i64,
-        partition: BTreeMap<String, Option<String>>,
-    }
-
-    impl Candidate for Fake {
-        fn size(&self) -> u64 {
-            self.size
-        }
-
-        fn added(&self) -> i64 {
-            self.added
-        }
-
-        fn partition(&self) -> &BTreeMap<String, Option<String>> {
-            &self.partition
-        }
-    }
-
-    fn file(size: u64, added: i64, partition: &str) -> Fake {
-        Fake { size, added, partition: BTreeMap::from([("p".to_string(), Some(partition.to_string()))]) }
+    fn file(size: u64, added: i64, partition: &str) -> Candidate<()> {
+        Candidate { file: (), size, added, partition: BTreeMap::from([("p".to_string(), Some(partition.to_string()))]) }
     }
 
     fn maintenance(min_files: usize, target_size: u64) -> Maintenance {
@@ -309,7 +275,7 @@ mod tests {
     fn files_wait_for_others_of_their_size_and_partition() {
         let few = (0..7).map(|n| file(1_000, n, "a")).collect();
         assert!(plan(few, &maintenance(8, 1 << 20), 10).is_empty());
-        let mut enough: Vec<Fake> = (0..8).map(|n| file(1_000 + n, n as i64, "a")).collect();
+        let mut enough: Vec<Candidate<()>> = (0..8).map(|n| file(1_000 + n, n as i64, "a")).collect();
         enough.extend([file(1_000, 3, "b"), file(100_000, 3, "a"), file(600_000, 3, "a")]);
         let groups = plan(enough, &maintenance(8, 1 << 20), 10);
         assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [8]);
@@ -324,11 +290,11 @@ mod tests {
         #[test]
         fn a_day_of_files_stays_small(size in 2_000u64..60_000, minutes in 30u64..300) {
             let options = maintenance(8, 128 << 20);
-            let (mut files, mut again, mut most) = (Vec::<Fake>::new(), 0, 0);
+            let (mut files, mut again, mut most) = (Vec::<Candidate<()>>::new(), 0, 0);
             for minute in 0..minutes {
                 files.extend((0..60).map(|second| file(size, (minute * 60_000 + second * 1_000) as i64, "a")));
                 let now = ((minute + 1) * 60_000) as i64;
-                let mut all: Vec<Fake> = std::mem::take(&mut files);
+                let mut all: Vec<Candidate<()>> = std::mem::take(&mut files);
                 for group in plan(all.clone(), &options, now) {
                     let sum: u64 = group.iter().map(|file| file.size).sum();
                     all.retain(|file| !group.iter().any(|gone| gone.size == file.size && gone.added == file.added));

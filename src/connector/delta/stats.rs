@@ -11,11 +11,12 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Schema, TimeUnit};
 use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
+use datafusion::common::{ScalarValue, Statistics};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::file::metadata::ParquetMetaData;
 use serde_json::{Map, Value, json};
 
+use crate::connector::parquet::reader::of_partition_value;
 use crate::{Error, Result};
 
 /// As Delta has it by default: each entry of the log holds them for each file.
@@ -126,7 +127,7 @@ pub fn read(stats: Option<&str>, schema: &Schema, partition: &[ScalarValue], siz
         }
     }
     for (value, column) in partition.iter().zip(&mut bounds.column_statistics[in_files..]) {
-        *column = of_partition(value, rows);
+        *column = of_partition_value(value, bounds.num_rows);
     }
     // What is told to the planner as exact may become an answer by itself.
     let mut told = bounds.clone();
@@ -135,19 +136,6 @@ pub fn read(stats: Option<&str>, schema: &Schema, partition: &[ScalarValue], siz
         column.max_value = std::mem::take(&mut column.max_value).to_inexact();
     }
     Known { statistics: Some(Arc::new(told)), bounds: Some(Arc::new(bounds)) }
-}
-
-fn of_partition(value: &ScalarValue, rows: usize) -> ColumnStatistics {
-    let mut column = ColumnStatistics::new_unknown();
-    column.distinct_count = Precision::Exact(1);
-    if value.is_null() {
-        column.null_count = Precision::Exact(rows);
-    } else {
-        column.null_count = Precision::Exact(0);
-        column.min_value = Precision::Exact(value.clone());
-        column.max_value = Precision::Exact(value.clone());
-    }
-    column
 }
 
 fn from_json(value: &Value, data_type: &DataType) -> Option<ScalarValue> {

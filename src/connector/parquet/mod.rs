@@ -27,7 +27,7 @@ use arrow::array::{RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::basic::{Compression, ZstdLevel};
 
-use super::{OptionDoc, OptionReader, TableDefinition, nullable, redact};
+use super::{OptionDoc, OptionReader, TableDefinition, is_lake, nullable, redact};
 use crate::checkpoint::{Location, s3};
 use crate::{Error, Part, Result};
 
@@ -172,7 +172,7 @@ impl Table {
 /// Of the user: of the tables that are written two share a folder, or one lies in that of another.
 pub fn folders_of_their_own(tables: &[Arc<TableDefinition>]) -> Result<()> {
     let (mut seen, mut errors) = (Vec::<(&TableDefinition, Location)>::new(), vec![]);
-    for table in tables.iter().filter(|table| matches!(table.stored_as.as_str(), "PARQUET" | "DELTA")) {
+    for table in tables.iter().filter(|table| is_lake(table)) {
         let here = Location::of_table(table)?;
         let shares = |(_, there): &&(&TableDefinition, Location)| {
             there.url == here.url && (there.path.prefix_matches(&here.path) || here.path.prefix_matches(&there.path))

@@ -307,20 +307,24 @@ pub(in crate::connector) fn scanned(table: &Table) -> TableSchema {
 }
 
 /// The file's statistics and those of its partition values. (DataFusion's own method takes a NULL value for none.)
-pub(in crate::connector) fn with_partition_values(file: &PartitionedFile, mut statistics: Statistics) -> Statistics {
-    for value in &file.partition_values {
-        let mut column = ColumnStatistics::new_unknown();
-        column.distinct_count = Precision::Exact(1);
-        if value.is_null() {
-            column.null_count = statistics.num_rows;
-        } else {
-            column.null_count = Precision::Exact(0);
-            column.min_value = Precision::Exact(value.clone());
-            column.max_value = Precision::Exact(value.clone());
-        }
-        statistics.column_statistics.push(column);
-    }
+fn with_partition_values(file: &PartitionedFile, mut statistics: Statistics) -> Statistics {
+    let of_values = file.partition_values.iter().map(|value| of_partition_value(value, statistics.num_rows));
+    statistics.column_statistics.extend(of_values);
     statistics
+}
+
+/// Of a column that has one value in all rows of a file.
+pub(in crate::connector) fn of_partition_value(value: &ScalarValue, rows: Precision<usize>) -> ColumnStatistics {
+    let mut column = ColumnStatistics::new_unknown();
+    column.distinct_count = Precision::Exact(1);
+    if value.is_null() {
+        column.null_count = rows;
+    } else {
+        column.null_count = Precision::Exact(0);
+        column.min_value = Precision::Exact(value.clone());
+        column.max_value = Precision::Exact(value.clone());
+    }
+    column
 }
 
 fn row_count(file: &PartitionedFile) -> usize {

@@ -265,13 +265,51 @@ fn no_folders() -> Vec<(Row, &'static str)> {
     vec![((-1, text("v"), "x".repeat(300)), "305 bytes long"), ((-2, text("v"), String::new()), "an empty string")]
 }
 
-/// The same on object storage, reached as the options of the tables say.
-pub struct ParquetOnS3 {
+/// Tables on object storage, reached as their options say, over a way on which answers are lost. What is there goes with it.
+struct OnS3 {
     server: S3,
     name: String,
     way: Proxy,
     tables: Tables,
 }
+
+impl OnS3 {
+    /// `make`: a table of this name, location and options.
+    fn fresh(make: impl Fn(&str, &str, &[(&str, &str)]) -> TableDefinition) -> Self {
+        let (server, name) = (S3::of_environment(), format!("contract-{}", Uuid::new_v4()));
+        let way = Proxy::start(&server.endpoint);
+        let tables = tables(
+            |table_name: &str, options: &[(&str, &str)]| {
+                let endpoint = way.url();
+                let options = [&[("s3.endpoint", endpoint.as_str()), ("s3.allow_http", "true")], options].concat();
+                make(table_name, &server.url(&format!("{name}/{table_name}")), &options)
+            },
+            false,
+        );
+        Self { server, name, way, tables }
+    }
+
+    fn folder(&self, table: &TableDefinition) -> std::path::PathBuf {
+        self.server.folder(&format!("{}/{}", self.name, short(table)))
+    }
+
+    /// The next answers to requests about these are lost: the server has done what it was asked.
+    fn lose_answers_to(&self, parts: [&str; 2]) {
+        parts.iter().for_each(|part| self.way.lose_answer_to(part));
+    }
+}
+
+impl Drop for OnS3 {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for you: {}", self.server.folder(&self.name).display());
+            return;
+        }
+        self.server.delete(&self.name);
+    }
+}
+
+pub struct ParquetOnS3(OnS3);
 
 impl Subject for ParquetOnS3 {
     // By the marks.
@@ -279,49 +317,31 @@ impl Subject for ParquetOnS3 {
     const NEWEST: Newest = Newest::Begun;
 
     fn fresh() -> Self {
-        let (server, name) = (S3::of_environment(), format!("contract-{}", Uuid::new_v4()));
-        let way = Proxy::start(&server.endpoint);
-        let make = |table_name: &str, options: &[(&str, &str)]| {
-            let endpoint = way.url();
-            let options = [&[("s3.endpoint", endpoint.as_str()), ("s3.allow_http", "true")], options].concat();
-            let table = table(table_name, "PARQUET", &server.url(&format!("{name}/{table_name}")), &options);
+        Self(OnS3::fresh(|name, location, options| {
+            let table = table(name, "PARQUET", location, options);
             TableDefinition { partition_columns: vec!["part".into()], ..table }
-        };
-        let tables = tables(make, false);
-        Self { server, name, way, tables }
+        }))
     }
 
     fn tables(&self) -> &Tables {
-        &self.tables
+        &self.0.tables
     }
 
     fn sink(&self) -> Box<dyn Sink> {
-        only(&self.tables)
+        only(&self.0.tables)
     }
 
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {
-        rows_of_folder(&self.server.folder(&format!("{}/{}", self.name, short(table))))
+        rows_of_folder(&self.0.folder(table))
     }
 
     fn impossible(&self) -> Vec<(Row, &'static str)> {
         no_folders()
     }
 
-    /// The next answers to a file and to a mark are lost: the server has done what it was asked.
     fn trouble(&self, _after: Duration) -> bool {
-        self.way.lose_answer_to(".parquet");
-        self.way.lose_answer_to("/_poundlock/");
+        self.0.lose_answers_to([".parquet", "/_poundlock/"]);
         false // a write asks again
-    }
-}
-
-impl Drop for ParquetOnS3 {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("kept for you: {}", self.server.folder(&self.name).display());
-            return;
-        }
-        self.server.delete(&self.name);
     }
 }
 

@@ -16,6 +16,7 @@ const FILES: &str = "
     CREATE UNBOUNDED EXTERNAL TABLE kafka.events (id BIGINT, at TIMESTAMP) STORED AS KAFKA LOCATION 'events'
       OPTIONS ('brokers' 'localhost:1', 'watermark.column' 'at');
     CREATE EXTERNAL TABLE lake.events (id BIGINT) STORED AS PARQUET LOCATION '${DIR}/lake/events';
+    CREATE EXTERNAL TABLE lake.merged (id BIGINT) STORED AS DELTA LOCATION '${DIR}/lake/merged';
     CREATE EXTERNAL TABLE lake.given (id BIGINT) STORED AS CSV LOCATION '${DIR}/given.csv';
     CREATE EXTERNAL TABLE db.users (id BIGINT, PRIMARY KEY (id)) STORED AS DATABASE LOCATION 'postgres://me@localhost:1/x';
     CREATE EXTERNAL TABLE off.events (id BIGINT) STORED AS PARQUET LOCATION '';
@@ -24,6 +25,7 @@ const FILES: &str = "
     CREATE VIEW per_minute AS SELECT window_start, count(*) AS n
       FROM TUMBLE(kafka.events, at, INTERVAL '1 minute') GROUP BY window_start, window_end;
     INSERT INTO lake.events SELECT id FROM kafka.events;
+    INSERT INTO lake.merged SELECT id FROM kafka.events;
     INSERT INTO db.nothing SELECT nothing FROM nowhere;";
 
 struct World {
@@ -190,6 +192,8 @@ async fn no_copy_goes_into_a_folder_that_the_pipeline_writes() {
         assert!(error.contains("would write into the folder of table lake.events, "), "{error}");
         assert!(error.contains("-c:2:26") && error.contains("hint: the pipeline writes that table"), "{error}");
     }
+    let error = copy(&format!("{dir}/lake/merged/x.parquet")).await.unwrap_err().to_string();
+    assert!(error.contains("would write into the folder of table lake.merged, "), "{error}");
     assert!(!world.folder.path().join("lake").exists());
     for target in ["lake/events.parquet", "lake/", "elsewhere/"] {
         copy(&format!("{dir}/{target}")).await.unwrap();

@@ -7,10 +7,9 @@ use std::time::Duration;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use poundlock::connector::{Sink, TableDefinition};
 use tempfile::TempDir;
-use uuid::Uuid;
 
-use super::{Proxy, no_folders, only, rows_of, short, table, tables};
-use crate::harness::{S3, delta};
+use super::{OnS3, no_folders, only, rows_of, short, table, tables};
+use crate::harness::delta;
 use crate::sink_contract::rig::{Newest, Row, Subject, Tables};
 
 pub struct Delta {
@@ -48,60 +47,35 @@ impl Subject for Delta {
     }
 }
 
-pub struct DeltaOnS3 {
-    server: S3,
-    name: String,
-    way: Proxy,
-    tables: Tables,
-}
+pub struct DeltaOnS3(OnS3);
 
 impl Subject for DeltaOnS3 {
     const FENCES: bool = true;
     const NEWEST: Newest = Newest::Begun;
 
     fn fresh() -> Self {
-        let (server, name) = (S3::of_environment(), format!("contract-{}", Uuid::new_v4()));
-        let way = Proxy::start(&server.endpoint);
-        let make = |table_name: &str, options: &[(&str, &str)]| {
-            let endpoint = way.url();
-            let options = [&[("s3.endpoint", endpoint.as_str()), ("s3.allow_http", "true")], options].concat();
-            merging(table_name, &server.url(&format!("{name}/{table_name}")), &options)
-        };
-        let tables = tables(make, false);
-        Self { server, name, way, tables }
+        Self(OnS3::fresh(merging))
     }
 
     fn tables(&self) -> &Tables {
-        &self.tables
+        &self.0.tables
     }
 
     fn sink(&self) -> Box<dyn Sink> {
-        only(&self.tables)
+        only(&self.0.tables)
     }
 
     fn rows(&self, table: &TableDefinition) -> Vec<Row> {
-        rows_of_log(self.server.folder(&format!("{}/{}", self.name, short(table))))
+        rows_of_log(self.0.folder(table))
     }
 
     fn impossible(&self) -> Vec<(Row, &'static str)> {
         no_folders()
     }
 
-    /// The next answers to a file and to an entry of the log are lost: the server has done what it was asked.
     fn trouble(&self, _after: Duration) -> bool {
-        self.way.lose_answer_to(".parquet");
-        self.way.lose_answer_to("/_delta_log/");
+        self.0.lose_answers_to([".parquet", "/_delta_log/"]);
         false // a write asks again
-    }
-}
-
-impl Drop for DeltaOnS3 {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("kept for you: {}", self.server.folder(&self.name).display());
-            return;
-        }
-        self.server.delete(&self.name);
     }
 }
 
